@@ -1,0 +1,129 @@
+//! One container run of a session.
+//!
+//! ```text
+//! provisioning ──registered──► running ──exit──► terminated
+//!       └───────────failed─────────┴───────────► error
+//! ```
+//! `terminated` and `error` are final; a session that is resumed gets a new instance.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::InstanceId;
+use crate::time::Timestamp;
+
+/// State of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum InstanceState {
+    /// Its ladder of steps is being climbed.
+    Provisioning,
+    /// Its sidecar has registered.
+    Running,
+    /// It ended because it was told to.
+    Terminated,
+    /// It ended by itself or could not be made.
+    Error {
+        /// What ended it.
+        cause: ExitCause,
+    },
+}
+
+/// What ended an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cause", rename_all = "snake_case")]
+pub enum ExitCause {
+    /// Its main process exited.
+    Exited {
+        /// Exit code; 128 + signal number when a signal killed it.
+        code: i64,
+    },
+    /// The kernel killed it because its memory limit was reached.
+    OutOfMemory,
+    /// Its container was removed by somebody else.
+    Removed,
+    /// A provisioning step failed.
+    NotStarted,
+    /// The engine that ran it cannot be reached.
+    EngineGone,
+}
+
+impl std::fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited { code } => write!(f, "it exited with code {code}"),
+            Self::OutOfMemory => f.write_str("it ran out of memory and was killed"),
+            Self::Removed => f.write_str("its container was removed by somebody else"),
+            Self::NotStarted => f.write_str("it could not be started"),
+            Self::EngineGone => f.write_str("the container engine cannot be reached"),
+        }
+    }
+}
+
+/// One container run of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The instance.
+    pub id: InstanceId,
+    /// Name of the driver that runs it: `docker` or `local`.
+    pub driver: String,
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// When its ladder began.
+    pub created_at: Timestamp,
+    /// When it reached `running`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_at: Option<Timestamp>,
+    /// When it reached a final state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+}
+
+impl Instance {
+    /// A new instance at the foot of its ladder.
+    #[must_use]
+    pub const fn provisioning(id: InstanceId, driver: String, created_at: Timestamp) -> Self {
+        Self { id, driver, state: InstanceState::Provisioning, created_at, running_at: None, ended_at: None }
+    }
+
+    /// Whether it still holds, or may hold, an engine's resources.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        matches!(self.state, InstanceState::Provisioning | InstanceState::Running)
+    }
+
+    /// The sidecar has registered. Ignored once the instance has ended.
+    pub fn registered(&mut self, at: Timestamp) -> bool {
+        let fits = self.state == InstanceState::Provisioning;
+        if fits {
+            self.state = InstanceState::Running;
+            self.running_at = Some(at);
+        }
+        fits
+    }
+
+    /// The instance has ended, on request (`None`) or by `cause`. The first end is the one that counts.
+    pub fn ended(&mut self, cause: Option<ExitCause>, at: Timestamp) -> bool {
+        let fits = self.is_live();
+        if fits {
+            self.state = cause.map_or(InstanceState::Terminated, |cause| InstanceState::Error { cause });
+            self.ended_at = Some(at);
+        }
+        fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ulid::Ulid;
+
+    #[test]
+    fn the_first_end_counts_and_nothing_revives_an_ended_instance() {
+        let at = Timestamp::from_millis(1);
+        let mut instance = Instance::provisioning(InstanceId::from_ulid(Ulid::nil()), "local".into(), at);
+        assert!(instance.registered(at) && !instance.registered(at));
+        assert!(instance.ended(Some(ExitCause::OutOfMemory), at));
+        assert!(!instance.ended(None, at) && !instance.registered(at));
+        assert_eq!(instance.state, InstanceState::Error { cause: ExitCause::OutOfMemory });
+    }
+}

@@ -1,0 +1,381 @@
+//! The lifecycle of a session: one function from state and input to the new state and ordered effects.
+//!
+//! ```text
+//! Stopped  --Start--> Starting
+//! Failed   --Start--> Starting
+//! Starting --StepDone--> Starting | Active
+//! Starting --StepFailed--> Unwinding
+//! Starting --InstanceEnded--> Unwinding
+//! Starting --Stop--> Unwinding
+//! Starting --Remove--> Unwinding
+//! Active   --IdleTimeout--> Idle
+//! Active   --Stop--> Unwinding
+//! Active   --Remove--> Unwinding
+//! Active   --InstanceEnded--> Unwinding
+//! Idle     --Prompted--> Active
+//! Idle     --Start--> Active
+//! Idle     --Stop--> Unwinding
+//! Idle     --Remove--> Unwinding
+//! Idle     --InstanceEnded--> Unwinding
+//! Stopped  --Remove--> Unwinding
+//! Failed   --Stop--> Stopped
+//! Failed   --Remove--> Unwinding
+//! Unwinding --Unwound--> Stopped | Failed | Removed
+//! ```
+//! `Starting` shows as `creating` until the sidecar has registered and as `active` from then on. `Unwinding` undoes, top down, what the
+//! instance holds; it shows as what it was, so that nothing is called stopped that still runs. The list of what to undo is data in the state.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fault, Status, Step};
+use crate::id::InstanceId;
+
+/// State of a session, with the data that is valid in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// An instance climbs the ladder.
+    Starting {
+        /// The instance.
+        instance: InstanceId,
+        /// The step it is at.
+        step: Step,
+    },
+    /// The agent accepts prompts.
+    Active {
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// As active, but at rest for the idle timeout.
+    Idle {
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// What an instance holds is being undone.
+    Unwinding {
+        /// What is shown meanwhile.
+        shown: Status,
+        /// Where it leads.
+        rest: Rest,
+    },
+    /// No instance.
+    Stopped,
+    /// No instance, because of a fault.
+    Failed {
+        /// What failed.
+        fault: Fault,
+    },
+    /// Nothing is left but the record, which the owner now deletes.
+    Removed,
+}
+
+/// Where unwinding leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "rest", rename_all = "snake_case")]
+pub enum Rest {
+    /// To `stopped`.
+    Stopped,
+    /// To `error`.
+    Failed {
+        /// What failed.
+        fault: Fault,
+    },
+    /// To nothing.
+    Removed,
+}
+
+/// What happens to a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// It is to have an instance: the given one, if it needs a new one.
+    Start(InstanceId),
+    /// A step of the ladder is done.
+    StepDone(InstanceId, Step),
+    /// A step of the ladder failed.
+    StepFailed(InstanceId, Step, Fault),
+    /// A prompt arrived.
+    Prompted,
+    /// It was at rest for its idle timeout.
+    IdleTimeout,
+    /// It is to have no instance.
+    Stop,
+    /// It is to be removed with everything it holds.
+    Remove,
+    /// Its instance ended by itself.
+    InstanceEnded(InstanceId, Fault),
+    /// Everything was undone.
+    Unwound,
+}
+
+/// What is to be done, in this order. Effects run elsewhere and come back as inputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Do a step of the ladder.
+    Run(InstanceId, Step),
+    /// Undo steps, in this order.
+    Unwind(Option<InstanceId>, Vec<Step>),
+    /// Tell that the status changed.
+    Show,
+}
+
+/// What became of an input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// It was taken.
+    Accepted,
+    /// It changes nothing: things are so already.
+    AlreadySo,
+    /// It cannot be done now.
+    Denied(Fault),
+    /// It means nothing in this state, such as news of an instance that is gone.
+    Ignored(&'static str),
+}
+
+/// A session's state together with what survives its instances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lifecycle {
+    state: State,
+    /// The workspace holds what the session started from; from then on its volume is never undone but by removal.
+    workspace_ready: bool,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self { state: State::Stopped, workspace_ready: false }
+    }
+}
+
+const SETTLING: &str = "the session is being stopped or removed";
+const OTHER_INSTANCE: &str = "this is about an instance that the session no longer has";
+
+fn settling() -> Reply {
+    Reply::Denied(Fault::new("SESSION_SETTLING", SETTLING, "try again in a moment"))
+}
+
+impl Lifecycle {
+    /// The state.
+    #[must_use]
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Whether the workspace was filled, so that its volume holds something to lose.
+    #[must_use]
+    pub const fn workspace_ready(&self) -> bool {
+        self.workspace_ready
+    }
+
+    /// The status that users see.
+    #[must_use]
+    pub const fn status(&self) -> Status {
+        match &self.state {
+            State::Starting { step, .. } => {
+                if (*step as u8) > (Step::Register as u8) {
+                    Status::Active
+                } else {
+                    Status::Creating
+                }
+            }
+            State::Active { .. } => Status::Active,
+            State::Idle { .. } => Status::Idle,
+            State::Unwinding { shown, .. } => *shown,
+            State::Stopped | State::Removed => Status::Stopped,
+            State::Failed { .. } => Status::Error,
+        }
+    }
+
+    /// What failed, where the status is an error.
+    #[must_use]
+    pub const fn fault(&self) -> Option<&Fault> {
+        match &self.state {
+            State::Failed { fault } => Some(fault),
+            State::Starting { .. }
+            | State::Active { .. }
+            | State::Idle { .. }
+            | State::Unwinding { .. }
+            | State::Stopped
+            | State::Removed => None,
+        }
+    }
+
+    /// The instance that the session has now.
+    #[must_use]
+    pub const fn instance(&self) -> Option<&InstanceId> {
+        match &self.state {
+            State::Starting { instance, .. } | State::Active { instance } | State::Idle { instance } => Some(instance),
+            State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => None,
+        }
+    }
+
+    /// Takes one input into account.
+    pub fn apply(&mut self, input: Input) -> (Reply, Vec<Effect>) {
+        let shown = self.status();
+        match (&self.state, input) {
+            (State::Stopped | State::Failed { .. }, Input::Start(instance)) => {
+                self.state = State::Starting { instance: instance.clone(), step: Step::Image };
+                (Reply::Accepted, vec![Effect::Show, Effect::Run(instance, Step::Image)])
+            }
+            (State::Starting { .. } | State::Active { .. }, Input::Start(_)) => (Reply::AlreadySo, vec![]),
+            (State::Idle { instance }, Input::Start(_) | Input::Prompted) => {
+                self.state = State::Active { instance: instance.clone() };
+                (Reply::Accepted, vec![Effect::Show])
+            }
+            (State::Unwinding { .. } | State::Removed, Input::Start(_) | Input::Prompted) => (settling(), vec![]),
+
+            (State::Starting { instance, step }, Input::StepDone(of, done)) if *instance == of && *step == done => self.climb(done),
+            (State::Starting { instance, step }, Input::StepFailed(of, at, fault)) if *instance == of && *step == at => {
+                let undo = self.held(Some(at));
+                self.unwind(shown, undo, Rest::Failed { fault })
+            }
+            (State::Starting { .. }, Input::StepDone(..) | Input::StepFailed(..)) => (Reply::Ignored(OTHER_INSTANCE), vec![]),
+            (
+                State::Active { .. }
+                | State::Idle { .. }
+                | State::Unwinding { .. }
+                | State::Stopped
+                | State::Failed { .. }
+                | State::Removed,
+                Input::StepDone(..) | Input::StepFailed(..),
+            ) => (Reply::Ignored("the ladder is no longer climbed"), vec![]),
+
+            (State::Starting { .. } | State::Active { .. }, Input::Prompted) => (Reply::Accepted, vec![]),
+            (State::Stopped, Input::Prompted) => {
+                (Reply::Denied(Fault::new("SESSION_STOPPED", "the session is stopped", "resume it first: openagent resume ID")), vec![])
+            }
+            (State::Failed { fault }, Input::Prompted) => (
+                Reply::Denied(Fault::new(
+                    "SESSION_FAILED",
+                    format!("the session is in error: {}", fault.message),
+                    if fault.hint.is_empty() { "try to resume it: openagent resume ID" } else { &fault.hint },
+                )),
+                vec![],
+            ),
+
+            (State::Active { instance }, Input::IdleTimeout) => {
+                self.state = State::Idle { instance: instance.clone() };
+                (Reply::Accepted, vec![Effect::Show])
+            }
+            (
+                State::Starting { .. }
+                | State::Idle { .. }
+                | State::Unwinding { .. }
+                | State::Stopped
+                | State::Failed { .. }
+                | State::Removed,
+                Input::IdleTimeout,
+            ) => (Reply::Ignored("only an active session can become idle"), vec![]),
+
+            (State::Starting { .. } | State::Active { .. } | State::Idle { .. }, Input::Stop) => {
+                let undo = self.held(None);
+                self.unwind(shown, undo, Rest::Stopped)
+            }
+            (State::Failed { .. }, Input::Stop) => {
+                self.state = State::Stopped;
+                (Reply::Accepted, vec![Effect::Show])
+            }
+            (State::Stopped | State::Unwinding { rest: Rest::Stopped | Rest::Removed, .. } | State::Removed, Input::Stop) => {
+                (Reply::AlreadySo, vec![])
+            }
+            (State::Unwinding { rest: Rest::Failed { .. }, .. }, Input::Stop) => {
+                self.state = State::Unwinding { shown, rest: Rest::Stopped };
+                (Reply::Accepted, vec![])
+            }
+
+            (State::Starting { .. } | State::Active { .. } | State::Idle { .. } | State::Stopped | State::Failed { .. }, Input::Remove) => {
+                let mut undo = self.held(None);
+                undo.retain(|step| *step != Step::Volume);
+                undo.push(Step::Volume);
+                self.unwind(shown, undo, Rest::Removed)
+            }
+            (State::Unwinding { rest: Rest::Removed, .. } | State::Removed, Input::Remove) => (Reply::AlreadySo, vec![]),
+            (State::Unwinding { .. }, Input::Remove) => (settling(), vec![]),
+
+            (State::Starting { instance, .. } | State::Active { instance } | State::Idle { instance }, Input::InstanceEnded(of, fault))
+                if *instance == of =>
+            {
+                let undo = self.held(None);
+                self.unwind(shown, undo, Rest::Failed { fault })
+            }
+            (
+                State::Starting { .. }
+                | State::Active { .. }
+                | State::Idle { .. }
+                | State::Unwinding { .. }
+                | State::Stopped
+                | State::Failed { .. }
+                | State::Removed,
+                Input::InstanceEnded(..),
+            ) => (Reply::Ignored(OTHER_INSTANCE), vec![]),
+
+            (State::Unwinding { rest, .. }, Input::Unwound) => {
+                self.state = match rest.clone() {
+                    Rest::Stopped => State::Stopped,
+                    Rest::Failed { fault } => State::Failed { fault },
+                    Rest::Removed => State::Removed,
+                };
+                (Reply::Accepted, vec![Effect::Show])
+            }
+            (
+                State::Starting { .. } | State::Active { .. } | State::Idle { .. } | State::Stopped | State::Failed { .. } | State::Removed,
+                Input::Unwound,
+            ) => (Reply::Ignored("nothing was being undone"), vec![]),
+        }
+    }
+
+    fn climb(&mut self, done: Step) -> (Reply, Vec<Effect>) {
+        let State::Starting { instance, step } = &mut self.state else {
+            return (Reply::Ignored("the ladder is no longer climbed"), vec![]);
+        };
+        if done == Step::Workspace {
+            self.workspace_ready = true;
+        }
+        let mut effects = vec![];
+        let above = match done.next() {
+            Some(Step::Workspace) if self.workspace_ready => Step::Workspace.next(),
+            other => other,
+        };
+        match above {
+            Some(above) => {
+                *step = above;
+                if done == Step::Register {
+                    effects.push(Effect::Show);
+                }
+                effects.push(Effect::Run(instance.clone(), above));
+            }
+            None => {
+                let instance = instance.clone();
+                self.state = State::Active { instance };
+                effects.push(Effect::Show);
+            }
+        }
+        (Reply::Accepted, effects)
+    }
+
+    /// What the session holds of an engine, top down. A step that failed half-way may hold something, so it is undone as well.
+    fn held(&self, failed_at: Option<Step>) -> Vec<Step> {
+        let reached = match &self.state {
+            State::Starting { step, .. } => failed_at.unwrap_or(*step),
+            State::Active { .. } | State::Idle { .. } => Step::Agent,
+            State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => return vec![],
+        };
+        let mut undo = vec![];
+        for step in [Step::Start, Step::Create] {
+            if reached >= step {
+                undo.push(step);
+            }
+        }
+        if reached >= Step::Volume && !self.workspace_ready {
+            undo.push(Step::Volume);
+        }
+        undo
+    }
+
+    fn unwind(&mut self, shown: Status, undo: Vec<Step>, rest: Rest) -> (Reply, Vec<Effect>) {
+        let instance = self.instance().cloned();
+        self.state = State::Unwinding { shown, rest };
+        (Reply::Accepted, vec![Effect::Unwind(instance, undo)])
+    }
+}
+
+#[cfg(test)]
+mod tests;
