@@ -81,6 +81,7 @@ impl ActivityTracker {
             | EventKind::Instance { .. }
             | EventKind::Step { .. }
             | EventKind::Agent { .. }
+            | EventKind::Title { .. }
             | EventKind::Message { .. }
             | EventKind::MessageRemoved { .. }
             | EventKind::Part { .. }

@@ -72,6 +72,11 @@ pub enum EventKind {
         /// How.
         outcome: TurnOutcome,
     },
+    /// The agent gave its conversation a title.
+    Title {
+        /// The title. Untrusted text.
+        title: String,
+    },
     /// A message was added or changed; it replaces an earlier one of the same id.
     Message {
         /// The message without its parts.
