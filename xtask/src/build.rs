@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::paths::Paths;
-use crate::{opencode, process};
+use crate::{digest, process};
 
 /// Which of cargo's profiles the programs are built with.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,7 +62,8 @@ pub fn sidecar(paths: &Paths, profile: Profile) -> Result<PathBuf> {
     let mut output = paths.target.clone();
     if env::consts::OS == "linux" {
         let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-        build.args(["--target", &triple]).env("RUSTFLAGS", "-C target-feature=+crt-static");
+        let flags = env::var("RUSTFLAGS").unwrap_or_default();
+        build.args(["--target", &triple]).env("RUSTFLAGS", format!("{flags} -C target-feature=+crt-static").trim_start());
         output.push(triple);
     }
     process::shown("build the sidecar", build)?;
@@ -90,7 +91,7 @@ pub fn programs(paths: &Paths, profile: Profile) -> Result<PathBuf> {
 
 /// Copies a program if it differs. By rename, because the old one may be running.
 pub fn place(from: &Path, to: &Path) -> Result<()> {
-    if to.is_file() && opencode::sha256_hex(from)? == opencode::sha256_hex(to)? {
+    if to.is_file() && digest::sha256_hex(from)? == digest::sha256_hex(to)? {
         return Ok(());
     }
     let folder = to.parent().context("a staged program has no folder")?;

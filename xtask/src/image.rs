@@ -14,10 +14,10 @@ use sha2::{Digest, Sha256};
 
 use crate::base::{self, Base};
 use crate::build::{self, Profile};
-use crate::opencode::{self, Program};
+use crate::opencode::Program;
 use crate::paths::Paths;
 use crate::setup::{self, Need};
-use crate::{engine, process, term};
+use crate::{digest, engine, process, term};
 
 const REPOSITORY: &str = "openagent-agent";
 const INPUTS_LABEL: &str = "dev.openagent.inputs";
@@ -39,14 +39,15 @@ pub fn command(paths: &Paths, profile: Profile, fresh: bool) -> Result<()> {
 
 /// Makes sure that the image of a profile is there and made from these inputs; returns its name.
 pub fn ensure(paths: &Paths, profile: Profile, sidecar: &Path, opencode: &Program, fresh: bool) -> Result<String> {
+    fs::create_dir_all(paths.own()).with_context(|| format!("create {}", paths.own().display()))?;
     let lock = File::create(paths.own().join("image.lock")).context("create the lock for image builds")?;
     lock.lock().context("wait for another image build")?;
 
     let base = base::ensure(paths, fresh)?;
     let dockerfile = paths.root.join("docker/Dockerfile");
     let hash = hash_of(&[
-        ("Dockerfile", &opencode::sha256_hex(&dockerfile)?),
-        ("sidecar", &opencode::sha256_hex(sidecar)?),
+        ("Dockerfile", &digest::sha256_hex(&dockerfile)?),
+        ("sidecar", &digest::sha256_hex(sidecar)?),
         ("opencode", &opencode.sha256),
         ("opencode version", &opencode.version),
         ("base image", &base.id),

@@ -6,6 +6,7 @@
 mod apt;
 mod base;
 mod build;
+mod digest;
 mod engine;
 mod image;
 mod opencode;
