@@ -7,7 +7,6 @@
 //!
 //! Drivers: `docker` (the only place that knows bollard) and `local`.
 
-
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -146,12 +145,7 @@ pub trait Driver: Send + Sync {
     fn remove<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>>;
 
     /// A new stream to the sidecar, its preamble sent. Waits, at most [`DIAL_PATIENCE`], for a sidecar that was just started.
-    fn dial<'a>(
-        &'a self,
-        session: &'a SessionId,
-        instance: &'a InstanceId,
-        purpose: Purpose,
-    ) -> BoxFuture<'a, Result<BoxStream, Fault>>;
+    fn dial<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId, purpose: Purpose) -> BoxFuture<'a, Result<BoxStream, Fault>>;
 
     /// What is the case with the instance.
     fn inspect<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<Observed, Fault>>;
@@ -171,11 +165,7 @@ pub trait Driver: Send + Sync {
     ) -> BoxFuture<'a, Result<(), Fault>>;
 
     /// The workspace as a tar archive whose entries are relative to it (`./...`), whether the instance runs, is stopped, or there is none.
-    fn read_workspace<'a>(
-        &'a self,
-        session: &'a SessionId,
-        instance: Option<&'a InstanceId>,
-    ) -> BoxFuture<'a, Result<TarStream, Fault>>;
+    fn read_workspace<'a>(&'a self, session: &'a SessionId, instance: Option<&'a InstanceId>) -> BoxFuture<'a, Result<TarStream, Fault>>;
 
     /// Everything that this daemon has made and not removed.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Owned>, Fault>>;

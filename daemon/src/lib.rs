@@ -1,3 +1,4 @@
 //! Skeleton.
 
 pub mod driver;
+pub mod workspace;
