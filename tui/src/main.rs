@@ -1,2 +1,2 @@
-//! Skeleton.
+//! The `openagent` program: takes the command line apart, runs it, and says how it went.
 fn main() {}
