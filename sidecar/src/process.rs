@@ -1,0 +1,155 @@
+//! Child processes: started as the agent's user with a clean environment, waited for, and reaped.
+//!
+//! Invariant: every child is started through [`spawn`], so that the reaper of orphans knows which zombies are somebody's child and leaves them to
+//! whoever waits for them. No child outlives the sidecar, gains a privilege, or sees the sidecar's environment.
+
+pub mod confine;
+pub mod reaper;
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::process::Command;
+
+use crate::settings::Settings;
+
+/// Pids are the process's, not an object's, hence a static. Held while a child is started, so that the reaper never sees one that is not yet in it.
+static CHILDREN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Where programs are looked up when the sidecar itself was told nothing.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn children() -> MutexGuard<'static, BTreeSet<i32>> {
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The whole environment that every process of the agent starts from.
+#[must_use]
+pub fn agent_environment(settings: &Settings) -> Vec<(&'static str, String)> {
+    let home = settings.agent_home.to_string_lossy().into_owned();
+    let path = std::env::var("PATH").ok().filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_PATH.to_owned());
+    let user = match settings.agent_uid {
+        Some(_) => "agent".to_owned(),
+        None => std::env::var("USER").unwrap_or_else(|_| "agent".to_owned()),
+    };
+    vec![
+        ("HOME", home),
+        ("PATH", path),
+        ("USER", user.clone()),
+        ("LOGNAME", user),
+        ("SHELL", "/bin/bash".to_owned()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("TERM", "xterm-256color".to_owned()),
+    ]
+}
+
+/// A command that will run as the agent's user in the workspace, in a session of its own, with [`agent_environment`] only and without standard input.
+#[must_use]
+pub fn agent_command(settings: &Settings, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs(agent_environment(settings)).current_dir(&settings.workspace).stdin(Stdio::null()).kill_on_drop(true);
+    if let Some(uid) = settings.agent_uid {
+        // With a user id, the standard library also empties the list of supplementary groups.
+        command.uid(uid).gid(uid);
+    }
+    confine::confine(&mut command, settings.agent_uid.is_some());
+    command
+}
+
+/// Starts a command of [`agent_command`].
+///
+/// # Errors
+/// Why it could not be started.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    spawn_with(|| command.spawn())
+}
+
+/// Starts a child by `start`, which must not wait.
+///
+/// # Errors
+/// Why it could not be started.
+pub fn spawn_with(start: impl FnOnce() -> io::Result<tokio::process::Child>) -> io::Result<Child> {
+    let mut children = children();
+    let inner = start()?;
+    let pid = inner.id().and_then(|pid| i32::try_from(pid).ok()).ok_or_else(|| io::Error::other("the child has no pid"))?;
+    children.insert(pid);
+    Ok(Child { pid, inner })
+}
+
+/// A running child, leader of a session and process group of its own. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Child {
+    pid: i32,
+    inner: tokio::process::Child,
+}
+
+impl Child {
+    /// Its process id, which is its group's as well.
+    #[must_use]
+    pub const fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits for its end. Cancel safe.
+    ///
+    /// # Errors
+    /// When the operating system does not say.
+    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        let status = self.inner.wait().await;
+        children().remove(&self.pid);
+        // The reaper stops at the first zombie that is somebody's: this one may have been in its way.
+        reaper::look_again();
+        status
+    }
+
+    /// The pipe to its standard input, once.
+    pub const fn take_stdin(&mut self) -> Option<tokio::process::ChildStdin> {
+        self.inner.stdin.take()
+    }
+
+    /// The pipe from its standard output, once.
+    pub const fn take_stdout(&mut self) -> Option<tokio::process::ChildStdout> {
+        self.inner.stdout.take()
+    }
+
+    /// The pipe from its standard error, once.
+    pub const fn take_stderr(&mut self) -> Option<tokio::process::ChildStderr> {
+        self.inner.stderr.take()
+    }
+
+    /// Sends `signal` to its whole group. Nothing happens when nobody is left in it.
+    pub fn signal_group(&self, signal: Signal) {
+        signal_group(self.pid, signal);
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Not waited for: the runtime kills and reaps it, and the reaper may be the first to do the latter.
+        if self.inner.id().is_some() {
+            signal_group(self.pid, Signal::SIGKILL);
+        }
+        children().remove(&self.pid);
+    }
+}
+
+/// Sends `signal` to the group of the child `pid`. Nothing happens when nobody is left in it.
+pub fn signal_group(pid: i32, signal: Signal) {
+    // 0 and 1 would mean the sidecar's own group and everybody.
+    if pid > 1 {
+        // The group may be gone, which is what was wanted.
+        let _ = killpg(Pid::from_raw(pid), signal);
+    }
+}
+
+/// Exit code as a shell shows it: 128 + signal number when a signal killed it.
+#[must_use]
+pub fn exit_code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
