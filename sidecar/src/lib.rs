@@ -4,6 +4,7 @@
 //! container and the wall between them and the agent. Everything that the agent can influence (its event stream, its terminals, its model calls) is
 //! hostile input: bounded, checked, and never in a position to end this process.
 
+pub mod agent;
 pub mod control;
 pub mod journal;
 pub mod keyring;
