@@ -1,0 +1,147 @@
+//! Opening: who may, what is cleaned up first, and what is refused.
+//!
+//! sled leaves `snap.*.generating` behind when it is killed while opening, and then takes it for a damaged snapshot; so those are deleted
+//! first, under a lock of our own, because a running daemon may just be writing one. sled can panic on damaged files; that is caught.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use sled::{Batch, Db};
+
+use super::StoreError;
+use super::record::{self, Name, Table};
+
+/// Format of the store as a whole; the one other than which is refused.
+const FORMAT: u64 = 1;
+
+/// sled's memory for pages; an idle daemon is to stay small, and readers of recent events do not come here.
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Time for which a lock is waited for: a daemon that just ended may still be closing its files.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// An open database with what must live as long as it.
+pub(super) struct Opened {
+    pub(super) db: Db,
+    /// The file that sled writes to, for making it durable: sled's own flush does not persist the file's size.
+    pub(super) data: File,
+    pub(super) lock: Flock<File>,
+}
+
+pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
+    make_folder(path)?;
+    let lock = lock(path)?;
+    remove_unfinished_snapshots(path)?;
+    let db = open_sled(path)?;
+    check_format(path, &db)?;
+    let data = File::open(path.join("db")).map_err(|e| StoreError::io("open its data file", e))?;
+    data.sync_data().map_err(|e| StoreError::io("make its data file durable", e))?;
+    for folder in [Some(path), path.parent()].into_iter().flatten() {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| StoreError::io("make its folder durable", e))?;
+    }
+    Ok(Opened { db, data, lock })
+}
+
+fn make_folder(path: &Path) -> Result<(), StoreError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| StoreError::io("make its folder", e))
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    path.with_added_extension("lock")
+}
+
+fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
+    let step = "lock its folder";
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(lock_path(path));
+    let mut file = file.map_err(|e| StoreError::io(step, e))?;
+    let give_up_at = Instant::now() + LOCK_WAIT;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, Errno::EWOULDBLOCK)) if Instant::now() < give_up_at => file = back,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(StoreError::Locked { path: path.to_owned() }),
+            Err((_, errno)) => return Err(StoreError::io(step, errno.into())),
+        }
+        std::thread::park_timeout(LOCK_POLL);
+    }
+}
+
+fn remove_unfinished_snapshots(path: &Path) -> Result<(), StoreError> {
+    let step = "remove unfinished snapshots";
+    for entry in fs::read_dir(path).map_err(|e| StoreError::io(step, e))? {
+        let entry = entry.map_err(|e| StoreError::io(step, e))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(entry.path()).map_err(|e| StoreError::io(step, e))?;
+        }
+    }
+    Ok(())
+}
+
+fn open_sled(path: &Path) -> Result<Db, StoreError> {
+    let corrupt = |what: String| StoreError::Corrupt { path: path.to_owned(), what };
+    let give_up_at = Instant::now() + LOCK_WAIT;
+    loop {
+        let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+        match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(db)) => return Ok(db),
+            // With our own lock held, this can only be an earlier store of this process (or an older daemon) that is still closing.
+            Ok(Err(sled::Error::Io(error))) if error.to_string().contains("could not acquire lock") => {
+                if Instant::now() >= give_up_at {
+                    return Err(StoreError::Locked { path: path.to_owned() });
+                }
+            }
+            Ok(Err(sled::Error::Io(error))) if is_damage(&error) => return Err(corrupt(error.to_string())),
+            Ok(Err(sled::Error::Io(error))) => return Err(StoreError::io("open its database", error)),
+            Ok(Err(error)) => return Err(corrupt(error.to_string())),
+            Err(_) => return Err(corrupt("the database engine panicked while opening it".to_owned())),
+        }
+        std::thread::park_timeout(LOCK_POLL);
+    }
+}
+
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput)
+}
+
+fn check_format(path: &Path, db: &Db) -> Result<(), StoreError> {
+    let corrupt = |what: &str| StoreError::Corrupt { path: path.to_owned(), what: what.to_owned() };
+    let name = Name::new(Table::Meta, &[b"format"]);
+    let check = AssertUnwindSafe(|| {
+        let found = record::get(db, &name)?;
+        let is_empty = db.iter().next().transpose().map_err(|e| StoreError::engine("read its first record", e))?.is_none();
+        Ok((found, is_empty))
+    });
+    // A read is where sled notices most kinds of damage; nothing has been written yet.
+    let (found, is_empty) = match catch_unwind(check) {
+        Ok(Ok(read)) => read,
+        Ok(Err(StoreError::Io { source, .. })) => return Err(corrupt(&source.to_string())),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => return Err(corrupt("the database engine panicked while reading it")),
+    };
+    match found {
+        Some(found) => match record::decode::<u64>("format", &found)? {
+            FORMAT => Ok(()),
+            found if found > FORMAT => Err(StoreError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
+            _ => Err(corrupt("its format record makes no sense")),
+        },
+        None if is_empty => write_format(db, FORMAT),
+        None => Err(corrupt("it holds records but no format")),
+    }
+}
+
+pub(super) fn write_format(db: &Db, format: u64) -> Result<(), StoreError> {
+    let step = "write its format";
+    let mut batch = Batch::default();
+    record::put(db, &mut batch, &Name::new(Table::Meta, &[b"format"]), &record::encode("format", &format)?)?;
+    db.apply_batch(batch).and_then(|()| db.flush()).map_err(|e| StoreError::engine(step, e))?;
+    Ok(())
+}
