@@ -1,4 +1,7 @@
 //! Skeleton.
 
 pub mod driver;
+pub mod event;
+pub mod store;
+pub mod task;
 pub mod workspace;
