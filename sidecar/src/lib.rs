@@ -11,3 +11,4 @@ pub mod keyring;
 pub mod process;
 pub mod relay;
 pub mod settings;
+pub mod task;
