@@ -3,6 +3,7 @@
 //! Everything that is shown comes from the daemon over its Unix socket; nothing here keeps state of its own. Texts that agents wrote pass
 //! [`output::text`] before they reach a terminal.
 
+pub mod app;
 pub mod cli;
 pub mod client;
 pub mod output;
