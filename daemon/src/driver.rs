@@ -5,7 +5,11 @@
 //! everything that undoes something is idempotent: what is missing already is fine. A driver keeps no state that the engine does not hold too, so
 //! that a daemon that starts again adopts what it finds by [`Driver::list`].
 //!
-//! Drivers: `docker` (the only place that knows bollard) and `local`.
+//! Drivers: [`docker`] (the only place that knows bollard) and [`local`].
+
+pub mod docker;
+mod link;
+pub mod local;
 
 use std::time::Duration;
 
@@ -169,4 +173,22 @@ pub trait Driver: Send + Sync {
 
     /// Everything that this daemon has made and not removed.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Owned>, Fault>>;
+}
+
+/// The end of what a process said, fit for people: whole lines where possible, no control characters.
+fn readable_tail(bytes: &[u8], max_bytes: usize) -> String {
+    let tail = &bytes[bytes.len().saturating_sub(max_bytes)..];
+    let cut = if tail.len() < bytes.len() { tail.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1) } else { 0 };
+    String::from_utf8_lossy(&tail[cut..]).chars().filter(|char| matches!(char, '\n' | '\t') || !char.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_begins_with_a_whole_line_and_holds_no_escapes() {
+        assert_eq!(readable_tail(b"first\nsecond\nthird\n", 10), "third\n");
+        assert_eq!(readable_tail(b"\x1b[31mred\x1b[0m\tx", 100), "[31mred[0m\tx");
+    }
 }

@@ -1,0 +1,528 @@
+//! Instances as containers of an engine that speaks the Docker API: Docker, Podman.
+//!
+//! The only place that knows bollard. Names, labels and settings of what is made are in [`spec`]; the connection and its errors in [`engine`].
+//!
+//! A sidecar is reached by its socket in a mounted folder, where the engine runs on this kernel with an ordinary runtime, and by the `exec`
+//! [`bridge`] everywhere else. Which of both works is found out with the first instance: the socket has a head start, and when the bridge
+//! answers while the socket does not, the bridge is used from then on.
+
+mod archive;
+mod bridge;
+mod engine;
+mod spec;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bollard::models::{ContainerState, ContainerStateStatusEnum};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+    WaitContainerOptionsBuilder,
+};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use openagent_core::id::{InstanceId, SessionId};
+use openagent_core::instance::ExitCause;
+use openagent_core::session::{Fault, WorkspaceSource};
+use tokio::sync::OnceCell;
+
+use super::link::{self, Entry, Links, Pauses};
+use super::{BoxStream, DIAL_PATIENCE, Driver, InstanceSpec, Observed, Owned, OwnedKind, Purpose, TarStream, VOLUMES, readable_tail};
+use crate::task::Tasks;
+use bridge::BridgeError;
+use engine::{ASK_LIMIT, CALL_LIMIT, Engine, Facts};
+use spec::{LABEL_INSTANCE, LABEL_SESSION, LABEL_STATE, Link, container_name, volume_name};
+
+/// Time in which an unproven socket may answer before the bridge is tried too; a sidecar listens within a tenth of it.
+const SOCKET_HEAD_START: Duration = Duration::from_secs(1);
+
+/// Time after which an engine that cannot be reached is given up by those who wait for an end; it covers a restart and an upgrade.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Time in which the last users of a volume must be gone.
+const VOLUME_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runtimes whose containers share the kernel, so that a socket may reach through a mount.
+const SHARED_KERNEL_RUNTIMES: [&str; 3] = ["runc", "crun", "io.containerd.runc.v2"];
+
+/// Lines of the sidecar's output that are fetched at most.
+const LOG_LINES: &str = "200";
+
+/// How a sidecar is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LinkMode {
+    /// By what turns out to work.
+    #[default]
+    Auto,
+    /// By its socket in a mounted folder.
+    Socket,
+    /// By the `exec` bridge.
+    Exec,
+}
+
+/// Settings of the driver.
+#[derive(Debug, Clone)]
+pub struct DockerOptions {
+    /// The engine's socket, as a path or `unix://` address; absent: `DOCKER_HOST`, or the first usual place where there is one.
+    pub endpoint: Option<String>,
+    /// The image of session containers.
+    pub image: String,
+    /// The runtime; absent: the engine's default.
+    pub runtime: Option<String>,
+    /// How sidecars are reached.
+    pub link_mode: LinkMode,
+    /// The daemon's folder for sockets.
+    pub runtime_dir: PathBuf,
+    /// Digest of the daemon's state folder, which tells its things from those of other daemons.
+    pub state_label: String,
+}
+
+/// Runs instances as containers.
+#[derive(Debug)]
+pub struct DockerDriver {
+    options: DockerOptions,
+    engine: Engine,
+    links: Links,
+    tasks: Tasks,
+    facts: OnceCell<Facts>,
+    /// What the first dialled instance proved: whether sockets reach through mounts.
+    socket_works: Mutex<Option<bool>>,
+}
+
+fn image_missing(image: &str) -> Fault {
+    Fault::new("IMAGE_MISSING", format!("the image {image} is missing"), "build it: cargo xtask image")
+}
+
+fn not_running(instance: &InstanceId, observed: &Observed) -> Fault {
+    let what = match observed {
+        Observed::Missing => "it was removed".to_owned(),
+        Observed::Created => "it was not started".to_owned(),
+        Observed::Running => "it is only starting".to_owned(),
+        Observed::Ended(cause) => cause.to_string(),
+    };
+    Fault::new("INSTANCE_NOT_RUNNING", format!("container {} is not running: {what}", container_name(instance)), "resume the session")
+}
+
+/// What an engine's account of a container means.
+fn observed(state: Option<&ContainerState>) -> Observed {
+    let Some(state) = state else { return Observed::Created };
+    if state.running == Some(true) {
+        return Observed::Running;
+    }
+    if state.status == Some(ContainerStateStatusEnum::CREATED) {
+        return Observed::Created;
+    }
+    let code = state.exit_code.unwrap_or(-1);
+    // Newer engines set the flag for children too, and for good; only a killed main process ended for lack of memory.
+    let starved = state.oom_killed == Some(true) && code == 137;
+    Observed::Ended(if starved { ExitCause::OutOfMemory } else { ExitCause::Exited { code } })
+}
+
+impl DockerDriver {
+    /// A driver that has not spoken to its engine yet. What is left to tidy up when a reader of a workspace is dropped runs in `tasks`.
+    #[must_use]
+    pub fn new(options: DockerOptions, tasks: Tasks) -> Self {
+        let engine = Engine::new(options.endpoint.clone());
+        let links = Links::new(&options.runtime_dir);
+        Self { options, engine, links, tasks, facts: OnceCell::new(), socket_works: Mutex::new(None) }
+    }
+
+    fn socket_works(&self) -> Option<bool> {
+        *self.socket_works.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, works: bool) {
+        let mut known = self.socket_works.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != Some(works) {
+            tracing::info!(socket = works, "found out how sidecars are reached");
+            *known = Some(works);
+        }
+    }
+
+    fn shares_kernel(&self, facts: &Facts) -> bool {
+        let runtime = self.options.runtime.as_deref().unwrap_or(&facts.default_runtime);
+        facts.same_kernel && SHARED_KERNEL_RUNTIMES.contains(&runtime)
+    }
+
+    fn link(&self, instance: &InstanceId, facts: &Facts) -> Result<Link, Fault> {
+        let by_socket = match self.options.link_mode {
+            LinkMode::Socket => true,
+            LinkMode::Exec => false,
+            LinkMode::Auto => self.shares_kernel(facts) && self.socket_works() != Some(false),
+        };
+        if by_socket { self.links.make(instance, Entry::Everyone).map(Link::Folder) } else { Ok(Link::Inside) }
+    }
+
+    async fn make(&self, spec: InstanceSpec) -> Result<(), Fault> {
+        let facts = self.facts.get_or_try_init(|| self.engine.facts()).await?;
+        let mut link = self.link(&spec.instance, facts)?;
+        let name = container_name(&spec.instance);
+        let client = self.engine.client()?;
+        let mut replaced = false;
+        loop {
+            let by_folder = matches!(link, Link::Folder(_));
+            let body =
+                spec::instance(&self.options.image, self.options.runtime.as_deref(), &self.options.state_label, &spec, link.clone(), facts);
+            let options = CreateContainerOptionsBuilder::default().name(&name).build();
+            let made = self.engine.call("creating the container", CALL_LIMIT, client.create_container(Some(options), body)).await;
+            let Err(error) = made else { return Ok(()) };
+            match error.status() {
+                // What a daemon made before it crashed has the digest of a token that nobody knows any more.
+                Some(409) if !replaced && self.observe(&spec.instance).await? != Observed::Running => {
+                    replaced = true;
+                    self.delete(&name).await?;
+                }
+                // The folder is on this machine and the engine is not.
+                Some(400) if by_folder && self.options.link_mode == LinkMode::Auto => {
+                    self.links.remove(&spec.instance)?;
+                    link = Link::Inside;
+                }
+                status => {
+                    self.links.remove(&spec.instance)?;
+                    return Err(if status == Some(404) { image_missing(&self.options.image) } else { error.into() });
+                }
+            }
+        }
+    }
+
+    async fn observe(&self, instance: &InstanceId) -> Result<Observed, Fault> {
+        let client = self.engine.client()?;
+        let name = container_name(instance);
+        match self.engine.call("looking at the container", ASK_LIMIT, client.inspect_container(&name, None)).await {
+            Ok(container) => Ok(observed(container.state.as_ref())),
+            Err(error) if error.status() == Some(404) => Ok(Observed::Missing),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a container; one that is being removed already is waited for.
+    async fn delete(&self, name: &str) -> Result<(), Fault> {
+        let client = self.engine.client()?;
+        let deadline = Instant::now() + CALL_LIMIT;
+        let mut pauses = Pauses::new();
+        loop {
+            let options = RemoveContainerOptionsBuilder::default().force(true).build();
+            let removed = self.engine.call("removing the container", CALL_LIMIT, client.remove_container(name, Some(options))).await;
+            match removed.or_else(|error| error.unless(&[404])) {
+                Err(error) if error.status() == Some(409) && Instant::now() < deadline => pauses.rest().await,
+                other => return other.map_err(Fault::from),
+            }
+        }
+    }
+
+    async fn delete_volume(&self, session: &SessionId, volume: &str) -> Result<(), Fault> {
+        let client = self.engine.client()?;
+        let name = volume_name(session, volume);
+        let deadline = Instant::now() + VOLUME_PATIENCE;
+        let mut pauses = Pauses::new();
+        loop {
+            let options = RemoveVolumeOptionsBuilder::default().build();
+            let removed = self.engine.call("removing a volume", CALL_LIMIT, client.remove_volume(&name, Some(options))).await;
+            match removed.or_else(|error| error.unless(&[404])) {
+                Err(error) if error.status() == Some(409) => {
+                    if Instant::now() >= deadline {
+                        let hint = format!("see who uses it: docker ps --all --filter volume={name}");
+                        return Err(Fault::new("VOLUME_IN_USE", format!("the volume {name} is in use"), hint));
+                    }
+                    self.delete_readers(session).await?;
+                    pauses.rest().await;
+                }
+                other => return other.map_err(Fault::from),
+            }
+        }
+    }
+
+    /// Removes what reads of the workspace left behind, or still use.
+    async fn delete_readers(&self, session: &SessionId) -> Result<(), Fault> {
+        for (id, owned) in self.containers().await? {
+            if owned.session == *session && owned.kind == OwnedKind::Reader {
+                self.delete(&id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn filters(&self) -> HashMap<&'static str, Vec<String>> {
+        HashMap::from([("label", vec![format!("{LABEL_STATE}={}", self.options.state_label)])])
+    }
+
+    /// This daemon's containers, by the engine's id.
+    async fn containers(&self) -> Result<Vec<(String, Owned)>, Fault> {
+        let client = self.engine.client()?;
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&self.filters()).build();
+        let found = self.engine.call("listing containers", ASK_LIMIT, client.list_containers(Some(options))).await?;
+        let owned = found.into_iter().filter_map(|container| {
+            let labels = container.labels.unwrap_or_default();
+            let session = labels.get(LABEL_SESSION)?.parse().ok()?;
+            let instance = labels.get(LABEL_INSTANCE).and_then(|text| text.parse().ok());
+            let kind = if instance.is_some() { OwnedKind::Instance } else { OwnedKind::Reader };
+            // `paused` runs too: it holds everything that a running one holds.
+            let running = container.state.is_some_and(|state| matches!(state.as_ref(), "running" | "paused"));
+            Some((container.id?, Owned { session, instance, kind, running }))
+        });
+        Ok(owned.collect())
+    }
+
+    async fn volumes(&self) -> Result<Vec<Owned>, Fault> {
+        let client = self.engine.client()?;
+        let options = ListVolumesOptionsBuilder::default().filters(&self.filters()).build();
+        let found = self.engine.call("listing volumes", ASK_LIMIT, client.list_volumes(Some(options))).await?;
+        let owned = found.volumes.into_iter().flatten().filter_map(|volume| {
+            let session = volume.labels.get(LABEL_SESSION)?.parse().ok()?;
+            Some(Owned { session, instance: None, kind: OwnedKind::Volume, running: false })
+        });
+        Ok(owned.collect())
+    }
+
+    async fn connect(&self, instance: &InstanceId, purpose: Purpose) -> Result<BoxStream, Fault> {
+        let name = container_name(instance);
+        let socket = self.links.socket(instance);
+        // An instance without a folder was made for the bridge, whatever is known or set now.
+        let (by_socket, by_bridge) = match (self.options.link_mode, self.links.exists(instance), self.socket_works()) {
+            (LinkMode::Socket, ..) | (LinkMode::Auto, true, Some(true)) => (true, false),
+            (LinkMode::Exec, ..) | (LinkMode::Auto, false, _) | (LinkMode::Auto, true, Some(false)) => (false, true),
+            (LinkMode::Auto, true, None) => (true, true),
+        };
+        let began = Instant::now();
+        let mut pauses = Pauses::new();
+        loop {
+            let mut last = String::new();
+            if by_socket {
+                match link::connect(&socket, purpose).await {
+                    Ok(stream) => {
+                        self.remember(true);
+                        return Ok(stream);
+                    }
+                    Err(error) => last = error.to_string(),
+                }
+            }
+            if by_bridge && (!by_socket || began.elapsed() >= SOCKET_HEAD_START) {
+                match bridge::open(&self.engine, &name, purpose).await {
+                    Ok(stream) if !by_socket => return Ok(stream),
+                    // The sidecar listens; now the socket must answer too, or it never will.
+                    Ok(bridged) => {
+                        let direct = link::connect(&socket, purpose).await;
+                        self.remember(direct.is_ok());
+                        return Ok(direct.unwrap_or(bridged));
+                    }
+                    Err(BridgeError::Never(fault)) => return Err(fault),
+                    Err(BridgeError::Later(fault)) => last = fault.message,
+                }
+            }
+            let now = self.observe(instance).await?;
+            if now != Observed::Running {
+                return Err(not_running(instance, &now));
+            }
+            if began.elapsed() >= DIAL_PATIENCE {
+                let message = format!("the sidecar in container {name} does not answer: {last}");
+                return Err(Fault::new("SIDECAR_UNREACHABLE", message, format!("look at its output: docker logs {name}")));
+            }
+            pauses.rest().await;
+        }
+    }
+
+    async fn wait_for_end(&self, instance: &InstanceId) -> ExitCause {
+        let name = container_name(instance);
+        let mut silent_since: Option<Instant> = None;
+        let mut pauses = Pauses::new();
+        loop {
+            let condition = match self.observe(instance).await {
+                Ok(Observed::Missing) => return ExitCause::Removed,
+                Ok(Observed::Ended(cause)) => return cause,
+                Ok(Observed::Running) => "not-running",
+                Ok(Observed::Created) => "next-exit",
+                Err(fault) => {
+                    let since = *silent_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= ENGINE_PATIENCE {
+                        tracing::warn!(%instance, code = fault.code, "the engine cannot be reached any more");
+                        return ExitCause::EngineGone;
+                    }
+                    pauses.rest().await;
+                    continue;
+                }
+            };
+            silent_since = None;
+            let Ok(client) = self.engine.client() else { continue };
+            let options = WaitContainerOptionsBuilder::default().condition(condition).build();
+            // Whatever it answers, and be it that the engine went away, the next look tells what is the case.
+            let answer = client.wait_container(&name, Some(options)).next().await;
+            if !matches!(answer, Some(Ok(_) | Err(bollard::errors::Error::DockerContainerWaitError { .. }))) {
+                pauses.rest().await;
+            }
+        }
+    }
+
+    async fn tail(&self, instance: &InstanceId, max_bytes: usize) -> Result<String, Fault> {
+        let client = self.engine.client()?;
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(LOG_LINES).build();
+        let name = container_name(instance);
+        let mut frames = client.logs(&name, Some(options));
+        let mut bytes = Vec::new();
+        let gather = async {
+            while let Some(Ok(frame)) = frames.next().await {
+                bytes.extend_from_slice(frame.as_ref());
+                let excess = bytes.len().saturating_sub(max_bytes);
+                bytes.drain(..excess);
+            }
+        };
+        // What came before the limit is better than nothing.
+        let _late = tokio::time::timeout(ASK_LIMIT, gather).await;
+        Ok(readable_tail(&bytes, max_bytes))
+    }
+}
+
+impl Driver for DockerDriver {
+    fn name(&self) -> &'static str {
+        "docker"
+    }
+
+    fn isolation_warning(&self) -> &'static str {
+        ""
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<String, Fault>> {
+        Box::pin(async move {
+            let facts = self.engine.facts().await?;
+            let runtime = self.options.runtime.as_deref().unwrap_or(&facts.default_runtime);
+            let mut parts = vec![facts.name.as_str(), runtime];
+            parts.extend(facts.rootless.then_some("rootless (limits may not be kept)"));
+            parts.extend(facts.user_namespace.then_some("user namespaces"));
+            Ok(parts.join(", "))
+        })
+    }
+
+    fn ensure_image(&self) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(async move {
+            let client = self.engine.client()?;
+            match self.engine.call("looking for the image", ASK_LIMIT, client.inspect_image(&self.options.image)).await {
+                Err(error) if error.status() == Some(404) => Err(image_missing(&self.options.image)),
+                other => other.map(drop).map_err(Fault::from),
+            }
+        })
+    }
+
+    fn ensure_volumes<'a>(&'a self, session: &'a SessionId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move {
+            let client = self.engine.client()?;
+            for (volume, _) in VOLUMES {
+                let body = spec::volume(&self.options.state_label, session, volume);
+                let made = self.engine.call("creating a volume", CALL_LIMIT, client.create_volume(body)).await;
+                made.map(drop).or_else(|error| error.unless(&[409]))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn remove_volumes<'a>(&'a self, session: &'a SessionId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move {
+            for (volume, _) in VOLUMES {
+                self.delete_volume(session, volume).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn create(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(self.make(spec))
+    }
+
+    fn start<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move {
+            let client = self.engine.client()?;
+            let name = container_name(instance);
+            let started = client.start_container(&name, None::<StartContainerOptions>);
+            match self.engine.call("starting the container", CALL_LIMIT, started).await {
+                Err(error) if error.status() == Some(404) => Err(not_running(instance, &Observed::Missing)),
+                other => other.map_err(Fault::from),
+            }
+        })
+    }
+
+    fn stop<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move {
+            let limit = grace + CALL_LIMIT;
+            let client = self.engine.client()?.with_timeout(limit);
+            let seconds = i32::try_from(grace.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
+            let options = StopContainerOptionsBuilder::default().t(seconds).build();
+            let name = container_name(instance);
+            let stopped = self.engine.call("stopping the container", limit, client.stop_container(&name, Some(options))).await;
+            stopped.or_else(|error| error.unless(&[404])).map_err(Fault::from)
+        })
+    }
+
+    fn remove<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move {
+            self.delete(&container_name(instance)).await?;
+            self.links.remove(instance)
+        })
+    }
+
+    fn dial<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId, purpose: Purpose) -> BoxFuture<'a, Result<BoxStream, Fault>> {
+        Box::pin(self.connect(instance, purpose))
+    }
+
+    fn inspect<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<Observed, Fault>> {
+        Box::pin(self.observe(instance))
+    }
+
+    fn ended<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, ExitCause> {
+        Box::pin(self.wait_for_end(instance))
+    }
+
+    fn logs<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId, max_bytes: usize) -> BoxFuture<'a, String> {
+        Box::pin(async move { self.tail(instance, max_bytes).await.unwrap_or_default() })
+    }
+
+    fn fill_workspace<'a>(
+        &'a self,
+        _session: &'a SessionId,
+        instance: &'a InstanceId,
+        source: WorkspaceSource,
+    ) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move { archive::fill(&self.engine, &container_name(instance), source).await })
+    }
+
+    fn read_workspace<'a>(&'a self, session: &'a SessionId, _instance: Option<&'a InstanceId>) -> BoxFuture<'a, Result<TarStream, Fault>> {
+        Box::pin(archive::read(&self.engine, &self.tasks, &self.options.image, &self.options.state_label, session))
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Owned>, Fault>> {
+        Box::pin(async move {
+            let mut owned: Vec<Owned> = self.containers().await?.into_iter().map(|(_, owned)| owned).collect();
+            owned.extend(self.volumes().await?);
+            owned.sort();
+            owned.dedup();
+            Ok(owned)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_ended_for_lack_of_memory_only_if_its_main_process_was_killed() {
+        let state = |status, code, starved| ContainerState {
+            status: Some(status),
+            running: Some(status == ContainerStateStatusEnum::RUNNING),
+            exit_code: Some(code),
+            oom_killed: Some(starved),
+            ..ContainerState::default()
+        };
+        use ContainerStateStatusEnum::{CREATED, EXITED, RUNNING};
+        let table = [
+            (state(CREATED, 0, false), Observed::Created),
+            (state(RUNNING, 0, true), Observed::Running),
+            (state(EXITED, 0, true), Observed::Ended(ExitCause::Exited { code: 0 })),
+            (state(EXITED, 137, false), Observed::Ended(ExitCause::Exited { code: 137 })),
+            (state(EXITED, 137, true), Observed::Ended(ExitCause::OutOfMemory)),
+        ];
+        for (state, expected) in table {
+            assert_eq!(observed(Some(&state)), expected, "{state:?}");
+        }
+    }
+}

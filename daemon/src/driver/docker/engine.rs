@@ -1,0 +1,268 @@
+//! The connection to a container engine: where it is, what it is, and how its errors become faults.
+//!
+//! Invariants: every call has a time limit, and errors are told apart by status and by the kind of the I/O error, never by text, which differs
+//! between engines and versions.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bollard::errors::Error;
+use bollard::models::{SystemInfo, SystemVersion};
+use bollard::{API_DEFAULT_VERSION, Docker};
+use openagent_core::session::Fault;
+
+/// Limit of an ordinary call; the slowest, starting a container, takes 0.2 s alone and 2 s among twenty.
+pub(super) const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+/// Limit of calls that only ask.
+pub(super) const ASK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest part of an engine's message that is passed on, in characters.
+const MESSAGE_MAX_CHARS: usize = 300;
+
+const USE_LOCAL: &str = "or use the local driver: OPENAGENT_DRIVER=local";
+
+/// Where engines listen, most usual first; `~` is the home folder, `$` the user's runtime folder.
+const SOCKETS: [&str; 4] = ["/var/run/docker.sock", "$/docker.sock", "~/.docker/run/docker.sock", "$/podman/podman.sock"];
+
+/// What is known about an engine that matters to how containers are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// Name and version.
+    pub(super) name: String,
+    /// Processors that a container can be given.
+    pub(super) cpus: i64,
+    /// It runs on this very kernel, so that a socket may reach through a bind mount.
+    pub(super) same_kernel: bool,
+    /// The runtime used when none is asked for.
+    pub(super) default_runtime: String,
+    /// It runs without root.
+    pub(super) rootless: bool,
+    /// It maps the users of containers to others.
+    pub(super) user_namespace: bool,
+}
+
+impl Facts {
+    fn new(info: &SystemInfo, version: &SystemVersion, kernel: Option<&str>) -> Self {
+        let component = version.components.iter().flatten().next();
+        let product = match component.map(|component| component.name.as_str()) {
+            Some(name) if name.to_lowercase().contains("podman") => "Podman",
+            Some(_) | None => "Docker",
+        };
+        let option = |name: &str| info.security_options.iter().flatten().any(|option| option.split(',').any(|part| part == name));
+        Self {
+            name: format!("{product} {}", component.map_or("of unknown version", |component| component.version.as_str())),
+            cpus: info.ncpu.unwrap_or(1).max(1),
+            same_kernel: kernel.is_some() && kernel == info.kernel_version.as_deref(),
+            default_runtime: info.default_runtime.clone().unwrap_or_default(),
+            rootless: option("name=rootless") || option("rootless"),
+            user_namespace: option("name=userns"),
+        }
+    }
+}
+
+/// The connection to an engine. Made lazily: an engine may be installed or started while the daemon runs.
+#[derive(Debug)]
+pub(super) struct Engine {
+    endpoint: Option<String>,
+    client: Mutex<Option<Docker>>,
+}
+
+impl Engine {
+    pub(super) const fn new(endpoint: Option<String>) -> Self {
+        Self { endpoint, client: Mutex::new(None) }
+    }
+
+    /// The client. Its own time limit is that of the longest call; shorter ones are set by [`Self::call`].
+    pub(super) fn client(&self) -> Result<Docker, Fault> {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = client.as_ref() {
+            return Ok(client.clone());
+        }
+        let path = self.socket()?;
+        let made = Docker::connect_with_unix(&path.to_string_lossy(), CALL_LIMIT.as_secs(), API_DEFAULT_VERSION)
+            .map_err(|error| fault("connecting to the container engine", &error))?;
+        Ok(client.insert(made).clone())
+    }
+
+    fn socket(&self) -> Result<PathBuf, Fault> {
+        let named = self.endpoint.clone().or_else(|| std::env::var("DOCKER_HOST").ok()).filter(|endpoint| !endpoint.is_empty());
+        match named {
+            Some(endpoint) => endpoint_path(&endpoint),
+            None => {
+                let base = |variable| std::env::var_os(variable).map(PathBuf::from);
+                let candidates = candidates(base("HOME").as_deref(), base("XDG_RUNTIME_DIR").as_deref());
+                candidates.into_iter().find(|path| path.exists()).ok_or_else(|| missing("no container engine was found"))
+            }
+        }
+    }
+
+    /// Runs a call within its limit. `step` says what is being done, as in "creating the container".
+    pub(super) async fn call<T>(
+        &self,
+        step: &'static str,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, CallError> {
+        match tokio::time::timeout(limit, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(CallError { step, error }),
+            Err(_) => Err(CallError { step, error: Error::RequestTimeoutError }),
+        }
+    }
+
+    pub(super) async fn facts(&self) -> Result<Facts, Fault> {
+        let client = self.client()?;
+        let info = self.call("asking the container engine about itself", ASK_LIMIT, client.info()).await?;
+        let version = self.call("asking the container engine for its version", ASK_LIMIT, client.version()).await?;
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
+        Ok(Facts::new(&info, &version, kernel.as_deref().map(str::trim)))
+    }
+}
+
+/// A call that failed, and what it was for.
+#[derive(Debug)]
+pub(super) struct CallError {
+    step: &'static str,
+    error: Error,
+}
+
+impl CallError {
+    /// The engine's status, when it answered.
+    pub(super) const fn status(&self) -> Option<u16> {
+        match &self.error {
+            Error::DockerResponseServerError { status_code, .. } => Some(*status_code),
+            _ => None,
+        }
+    }
+
+    /// Success where the status says that things are so already.
+    pub(super) fn unless(self, statuses: &[u16]) -> Result<(), Self> {
+        if self.status().is_some_and(|status| statuses.contains(&status)) { Ok(()) } else { Err(self) }
+    }
+}
+
+impl From<CallError> for Fault {
+    fn from(failed: CallError) -> Self {
+        fault(failed.step, &failed.error)
+    }
+}
+
+fn missing(what: &str) -> Fault {
+    Fault::new("ENGINE_MISSING", what, format!("install Docker (https://docs.docker.com/engine/install) or Podman, {USE_LOCAL}"))
+}
+
+fn endpoint_path(endpoint: &str) -> Result<PathBuf, Fault> {
+    let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+    if path.starts_with('/') {
+        return Ok(path.into());
+    }
+    Err(Fault::new(
+        "ENGINE_ENDPOINT",
+        format!("the container engine's address {endpoint:?} is not the path of a Unix socket"),
+        "forward a remote engine's socket with `ssh -nNT -L /tmp/engine.sock:/var/run/docker.sock HOST` and use unix:///tmp/engine.sock",
+    ))
+}
+
+fn candidates(home: Option<&Path>, runtime: Option<&Path>) -> Vec<PathBuf> {
+    let place = |socket: &&str| {
+        if let Some(rest) = socket.strip_prefix("~/") {
+            home.map(|home| home.join(rest))
+        } else if let Some(rest) = socket.strip_prefix("$/") {
+            runtime.map(|runtime| runtime.join(rest))
+        } else {
+            Some(PathBuf::from(socket))
+        }
+    };
+    SOCKETS.iter().filter_map(place).collect()
+}
+
+fn io_kind(error: &Error) -> Option<std::io::ErrorKind> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return Some(error.kind());
+        }
+        next = error.source();
+    }
+    None
+}
+
+pub(super) fn fault(step: &str, error: &Error) -> Fault {
+    match error {
+        Error::SocketNotFoundError(path) => missing(&format!("there is no container engine at {path}")),
+        Error::RequestTimeoutError => Fault::new(
+            "ENGINE_TIMEOUT",
+            format!("{step} took too long: the container engine does not answer"),
+            "look at its log (journalctl -u docker) or restart it",
+        ),
+        Error::DockerResponseServerError { status_code, message } => {
+            let message: String = message.chars().filter(|char| !char.is_control()).take(MESSAGE_MAX_CHARS).collect();
+            Fault::new("ENGINE_ERROR", format!("{step} failed: {message} (status {status_code})"), "")
+        }
+        error => match io_kind(error) {
+            Some(std::io::ErrorKind::PermissionDenied) => Fault::new(
+                "ENGINE_FORBIDDEN",
+                "you may not use the container engine's socket",
+                format!("join its group (sudo usermod -aG docker \"$USER\", then log in again), {USE_LOCAL}"),
+            ),
+            Some(std::io::ErrorKind::NotFound) => missing("the container engine's socket is gone"),
+            Some(_) => Fault::new(
+                "ENGINE_DOWN",
+                format!("{step} failed: the container engine does not answer"),
+                format!("start it (sudo systemctl start docker), {USE_LOCAL}"),
+            ),
+            None => Fault::new("ENGINE_ERROR", format!("{step} failed: the container engine's answer makes no sense ({error})"), ""),
+        },
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_become_stable_codes_with_something_to_do() {
+        let io = |kind: std::io::ErrorKind| Error::IOError { err: kind.into() };
+        let answered = Error::DockerResponseServerError { status_code: 500, message: "no\nspace".into() };
+        let table = [
+            (Error::SocketNotFoundError("/x".into()), "ENGINE_MISSING"),
+            (io(std::io::ErrorKind::NotFound), "ENGINE_MISSING"),
+            (io(std::io::ErrorKind::PermissionDenied), "ENGINE_FORBIDDEN"),
+            (io(std::io::ErrorKind::ConnectionRefused), "ENGINE_DOWN"),
+            (Error::RequestTimeoutError, "ENGINE_TIMEOUT"),
+            (answered, "ENGINE_ERROR"),
+        ];
+        for (error, code) in table {
+            let fault = fault("creating the container", &error);
+            assert_eq!(fault.code, code);
+            assert!(code == "ENGINE_ERROR" || !fault.hint.is_empty());
+            assert!(!fault.message.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_a_socket_or_a_clear_fault() {
+        assert_eq!(endpoint_path("unix:///run/docker.sock").unwrap(), Path::new("/run/docker.sock"));
+        assert_eq!(endpoint_path("/run/docker.sock").unwrap(), Path::new("/run/docker.sock"));
+        assert_eq!(endpoint_path("tcp://localhost:2375").unwrap_err().code, "ENGINE_ENDPOINT");
+        assert_eq!(candidates(None, None), [PathBuf::from("/var/run/docker.sock")]);
+        assert_eq!(candidates(Some(Path::new("/h")), Some(Path::new("/r"))).len(), SOCKETS.len());
+    }
+
+    #[test]
+    fn another_kernel_is_another_machine() {
+        let info = SystemInfo {
+            kernel_version: Some("6.1".into()),
+            security_options: Some(vec!["name=seccomp,profile=default".into(), "name=rootless".into()]),
+            ..SystemInfo::default()
+        };
+        let facts = Facts::new(&info, &SystemVersion::default(), Some("6.1"));
+        assert!(facts.same_kernel && facts.rootless && !facts.user_namespace);
+        assert!(!Facts::new(&info, &SystemVersion::default(), Some("6.2")).same_kernel);
+        assert!(!Facts::new(&SystemInfo::default(), &SystemVersion::default(), None).same_kernel);
+    }
+}

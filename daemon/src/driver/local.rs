@@ -1,0 +1,565 @@
+//! Instances as child processes: for machines without a container engine, and for tests.
+//!
+//! It isolates nothing, and says so. Everything is in folders of the daemon's state folder, closed to other users:
+//!
+//! ```text
+//! local/<session>/{workspace,home,state}      the volumes
+//! local/<session>/instances/<instance>/       spec.json     from create on
+//!                                             process.json  who it is, from start on
+//!                                             exit.json     how it ended, if this daemon saw it
+//!                                             sidecar.log   what it said
+//! ```
+//! A sidecar is in a process group of its own and outlives the daemon. The daemon that comes next finds it by its process file, whose start time tells
+//! it from a later process with the same id. Children are reaped by a task each; how an adopted one ended cannot be known and is told as [`UNKNOWN_EXIT`].
+
+mod process;
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use nix::sys::signal::Signal;
+use openagent_core::id::{InstanceId, SessionId};
+use openagent_core::instance::ExitCause;
+use openagent_core::session::{Fault, WorkspaceSource};
+use openagent_proto::sidecar::env;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use super::link::{self, Entry, Links, Pauses};
+use super::{BoxStream, DIAL_PATIENCE, Driver, InstanceSpec, Observed, Owned, OwnedKind, Purpose, TarStream, VOLUMES, readable_tail};
+use crate::task::Tasks;
+use crate::workspace::{self, Bounds, Ownership, SeedError};
+use process::Identity;
+
+/// Exit code of a process that ended while no daemon was its parent.
+pub const UNKNOWN_EXIT: i64 = -1;
+
+/// Time in which a killed process must be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Pause between looks at a process that is not a child of this daemon.
+const ADOPTED_PAUSE: Duration = Duration::from_millis(250);
+
+/// Variables of the daemon's that the sidecar gets; it gives the agent its own choice of them.
+const INHERITED: [&str; 9] = ["PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
+
+/// Settings of the driver.
+#[derive(Debug, Clone)]
+pub struct LocalOptions {
+    /// The daemon's state folder.
+    pub state_dir: PathBuf,
+    /// The daemon's folder for sockets.
+    pub runtime_dir: PathBuf,
+    /// The sidecar.
+    pub sidecar: PathBuf,
+    /// The OpenCode program.
+    pub opencode: PathBuf,
+}
+
+/// Runs instances as child processes.
+#[derive(Debug)]
+pub struct LocalDriver {
+    options: LocalOptions,
+    links: Links,
+    tasks: Tasks,
+    /// How the children of this daemon ended, once they have.
+    children: Arc<Mutex<HashMap<InstanceId, watch::Receiver<Option<ExitCause>>>>>,
+}
+
+/// What `create` was told and `start` needs.
+#[derive(Debug, Serialize, Deserialize)]
+struct Spec {
+    token_sha256: String,
+}
+
+fn failed(step: &str, path: &Path, error: &io::Error) -> Fault {
+    let hint = "check that the daemon's state folder can be written and that its disk is not full";
+    Fault::new("LOCAL_STATE", format!("{step} {} failed: {error}", path.display()), hint)
+}
+
+fn not_running(instance: &InstanceId, observed: &Observed) -> Fault {
+    let what = match observed {
+        Observed::Missing => "it was removed".to_owned(),
+        Observed::Created | Observed::Running => "it was not started".to_owned(),
+        Observed::Ended(cause) => cause.to_string(),
+    };
+    Fault::new("INSTANCE_NOT_RUNNING", format!("the sidecar of {instance} is not running: {what}"), "resume the session")
+}
+
+fn cause_of(status: ExitStatus) -> ExitCause {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    ExitCause::Exited { code: code.map_or(UNKNOWN_EXIT, i64::from) }
+}
+
+fn make_folder(folder: &Path) -> Result<(), Fault> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| failed("making the folder", folder, &error))
+}
+
+/// Writes a file whole or not at all.
+fn write_record(path: &Path, record: &impl Serialize) -> Result<(), Fault> {
+    let write = || {
+        let text = serde_json::to_vec(record)?;
+        let new = path.with_extension("new");
+        fs::write(&new, text)?;
+        fs::rename(&new, path)
+    };
+    write().map_err(|error| failed("writing", path, &error))
+}
+
+fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Removes a tree, folders that the agent closed to itself included.
+fn remove_tree(root: &Path) -> Result<(), Fault> {
+    let gone = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
+    let removed = match fs::remove_dir_all(root).or_else(gone) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_folders(root);
+            fs::remove_dir_all(root).or_else(gone)
+        }
+        other => other,
+    };
+    removed.map_err(|error| failed("removing", root, &error))
+}
+
+fn open_folders(root: &Path) {
+    let mut open = vec![root.to_path_buf()];
+    while let Some(folder) = open.pop() {
+        // What cannot be opened shows when the removal is tried again.
+        let _still_closed = fs::set_permissions(&folder, Permissions::from_mode(0o700));
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        open.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+    }
+}
+
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// Runs file work off the runtime's threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(Fault::new("LOCAL_STATE", "work on the daemon's state folder broke off", "")))
+}
+
+impl LocalDriver {
+    /// A driver for the folders of `options`; its reapers run in `tasks`.
+    #[must_use]
+    pub fn new(options: LocalOptions, tasks: Tasks) -> Self {
+        let links = Links::new(&options.runtime_dir);
+        Self { options, links, tasks, children: Arc::default() }
+    }
+
+    fn all(&self) -> PathBuf {
+        self.options.state_dir.join("local")
+    }
+
+    fn session(&self, session: &SessionId) -> PathBuf {
+        self.all().join(session.as_str())
+    }
+
+    fn instance(&self, session: &SessionId, instance: &InstanceId) -> PathBuf {
+        self.session(session).join("instances").join(instance.as_str())
+    }
+
+    fn child(&self, instance: &InstanceId) -> Option<watch::Receiver<Option<ExitCause>>> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).get(instance).cloned()
+    }
+
+    fn observe(&self, session: &SessionId, instance: &InstanceId) -> Observed {
+        let folder = self.instance(session, instance);
+        if !folder.join("spec.json").exists() {
+            return Observed::Missing;
+        }
+        if let Some(child) = self.child(instance) {
+            return child.borrow().clone().map_or(Observed::Running, Observed::Ended);
+        }
+        match read_record::<Identity>(&folder.join("process.json")) {
+            None => Observed::Created,
+            Some(process) if process.is_alive() => Observed::Running,
+            Some(_) => Observed::Ended(read_record(&folder.join("exit.json")).unwrap_or(ExitCause::Exited { code: UNKNOWN_EXIT })),
+        }
+    }
+
+    fn make(&self, spec: &InstanceSpec) -> Result<(), Fault> {
+        if self.observe(&spec.session, &spec.instance) == Observed::Running {
+            return Err(Fault::new("INSTANCE_RUNS", format!("the sidecar of {} runs already", spec.instance), ""));
+        }
+        let folder = self.instance(&spec.session, &spec.instance);
+        remove_tree(&folder)?;
+        make_folder(&folder)?;
+        self.links.make(&spec.instance, Entry::Owner)?;
+        write_record(&folder.join("spec.json"), &Spec { token_sha256: spec.token_sha256.clone() })
+    }
+
+    fn spawn(&self, session: &SessionId, instance: &InstanceId) -> Result<(), Fault> {
+        let folder = self.instance(session, instance);
+        let Some(spec) = read_record::<Spec>(&folder.join("spec.json")) else {
+            return Err(not_running(instance, &Observed::Missing));
+        };
+        let log_path = folder.join("sidecar.log");
+        let log = File::options().create(true).append(true).mode(0o600).open(&log_path);
+        let log = log.and_then(|log| Ok((log.try_clone()?, log))).map_err(|error| failed("opening", &log_path, &error))?;
+        let place = self.session(session);
+        let mut command = Command::new(&self.options.sidecar);
+        command.arg("serve").env_clear();
+        command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.env("HOME", place.join("home"));
+        command.env(env::SESSION_ID, session.as_str());
+        command.env(env::TOKEN_SHA256, spec.token_sha256);
+        command.env(env::LINK_DIR, self.links.folder(instance));
+        command.env(env::WORKSPACE_DIR, place.join("workspace"));
+        command.env(env::STATE_DIR, place.join("state"));
+        command.env(env::AGENT_HOME, place.join("home"));
+        command.env(env::OPENCODE, &self.options.opencode);
+        command.current_dir(&place).stdin(Stdio::null()).stdout(log.0).stderr(log.1);
+        // It outlives the daemon, and a Ctrl-C in the daemon's terminal is not meant for it.
+        command.process_group(0).kill_on_drop(false);
+        let mut child = command.spawn().map_err(|error| {
+            let message = format!("the sidecar {} could not be started: {error}", self.options.sidecar.display());
+            Fault::new("SIDECAR_MISSING", message, "install openagent-sidecar next to openagentd")
+        })?;
+        let identity = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Identity::of);
+        let recorded = match identity {
+            Some(identity) => write_record(&folder.join("process.json"), &identity),
+            None => Err(not_running(instance, &Observed::Missing)),
+        };
+        if let Err(fault) = recorded {
+            // Nobody would find it again.
+            let _ended = child.start_kill();
+            self.reap(instance.clone(), child, folder.join("exit.json"));
+            return Err(fault);
+        }
+        self.reap(instance.clone(), child, folder.join("exit.json"));
+        Ok(())
+    }
+
+    fn reap(&self, instance: InstanceId, mut child: Child, exit: PathBuf) {
+        let (ended, end) = watch::channel(None);
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(instance, end);
+        self.tasks.spawn("local sidecar", async move {
+            let cause = child.wait().await.map_or(ExitCause::Exited { code: UNKNOWN_EXIT }, cause_of);
+            // Its folder may be gone with it.
+            let _removed = write_record(&exit, &cause);
+            ended.send_replace(Some(cause));
+        });
+    }
+
+    async fn wait_for_end(&self, session: &SessionId, instance: &InstanceId) -> ExitCause {
+        if let Some(mut child) = self.child(instance) {
+            if let Ok(cause) = child.wait_for(Option::is_some).await {
+                return cause.clone().unwrap_or(ExitCause::Exited { code: UNKNOWN_EXIT });
+            }
+            // The reaper was dropped at a shutdown; the process may live on.
+        }
+        let process = self.instance(session, instance).join("process.json");
+        loop {
+            let alive = read_record::<Identity>(&process).is_some_and(|process| process.is_alive());
+            match self.observe(session, instance) {
+                Observed::Missing => return ExitCause::Removed,
+                Observed::Ended(cause) => return cause,
+                Observed::Running if !alive => return ExitCause::Exited { code: UNKNOWN_EXIT },
+                Observed::Created | Observed::Running => tokio::time::sleep(ADOPTED_PAUSE).await,
+            }
+        }
+    }
+
+    /// Waits until the process is gone, at most for `patience`.
+    async fn gone(process: &Identity, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut pauses = Pauses::new();
+        while process.is_alive() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            pauses.rest().await;
+        }
+        true
+    }
+
+    async fn end(&self, session: &SessionId, instance: &InstanceId, grace: Duration) -> Result<(), Fault> {
+        let Some(process) = read_record::<Identity>(&self.instance(session, instance).join("process.json")) else {
+            return Ok(());
+        };
+        if !grace.is_zero() {
+            process.signal(Signal::SIGTERM);
+        }
+        if !Self::gone(&process, grace).await {
+            // A killed sidecar ends none of its children, and nobody could find them afterwards.
+            for member in process.family() {
+                member.signal(Signal::SIGKILL);
+            }
+            if !Self::gone(&process, KILL_PATIENCE).await {
+                let message = format!("the sidecar of {instance} could not be killed");
+                return Err(Fault::new("INSTANCE_STUCK", message, "it hangs in the kernel; look for a stuck disk or network mount"));
+            }
+        }
+        if let Some(mut child) = self.child(instance) {
+            // Reaped at once; the bound is for a runtime that is being shut down.
+            let _unreaped = tokio::time::timeout(KILL_PATIENCE, child.wait_for(Option::is_some)).await;
+        }
+        Ok(())
+    }
+
+    async fn connect(&self, session: &SessionId, instance: &InstanceId, purpose: Purpose) -> Result<BoxStream, Fault> {
+        let socket = self.links.socket(instance);
+        let deadline = Instant::now() + DIAL_PATIENCE;
+        let mut pauses = Pauses::new();
+        loop {
+            let error = match link::connect(&socket, purpose).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+            let observed = self.observe(session, instance);
+            if observed != Observed::Running {
+                return Err(not_running(instance, &observed));
+            }
+            if Instant::now() >= deadline {
+                let log = self.instance(session, instance).join("sidecar.log");
+                let message = format!("the sidecar of {instance} does not answer: {error}");
+                return Err(Fault::new("SIDECAR_UNREACHABLE", message, format!("look at its output: {}", log.display())));
+            }
+            pauses.rest().await;
+        }
+    }
+
+    fn owned(&self) -> Result<Vec<Owned>, Fault> {
+        let all = self.all();
+        let mut owned = vec![];
+        for session in names(&all)? {
+            let Ok(session) = session.parse::<SessionId>() else { continue };
+            if VOLUMES.iter().any(|(volume, _)| self.session(&session).join(volume).is_dir()) {
+                owned.push(Owned { session: session.clone(), instance: None, kind: OwnedKind::Volume, running: false });
+            }
+            for instance in names(&self.session(&session).join("instances"))? {
+                let Ok(instance) = instance.parse::<InstanceId>() else { continue };
+                let running = self.observe(&session, &instance) == Observed::Running;
+                owned.push(Owned { session: session.clone(), instance: Some(instance), kind: OwnedKind::Instance, running });
+            }
+        }
+        owned.sort();
+        Ok(owned)
+    }
+}
+
+/// Names in a folder; none when it is missing.
+fn names(folder: &Path) -> Result<Vec<String>, Fault> {
+    match fs::read_dir(folder) {
+        Ok(entries) => Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+        Err(error) => Err(failed("listing", folder, &error)),
+    }
+}
+
+/// Fills a folder from `source`: one thread writes the archive, this one unpacks it.
+fn fill(source: &WorkspaceSource, folder: &Path, own: &Path) -> Result<(), Fault> {
+    if let WorkspaceSource::Copy { path } = source
+        && let (Ok(root), Ok(own)) = (fs::canonicalize(path), fs::canonicalize(own))
+        && own.starts_with(&root)
+    {
+        let message = format!("the folder {path} holds the daemon's own state, which would be copied into itself");
+        return Err(Fault::new("WORKSPACE_SOURCE", message, "copy a folder further down"));
+    }
+    let unpacking = |error: &io::Error| failed("filling", folder, error);
+    let (reader, mut writer) = io::pipe().map_err(|error| unpacking(&error))?;
+    let (written, unpacked) = std::thread::scope(|scope| {
+        let writing = scope.spawn(move || workspace::write_seed(source, Ownership::Kept, Bounds::default(), &mut writer));
+        let unpacked = workspace::unpack(reader, folder);
+        (writing.join(), unpacked)
+    });
+    match written {
+        Err(_) => Err(Fault::new("WORKSPACE_SOURCE", "reading the workspace's source broke off", "")),
+        Ok(Err(error)) if !matches!(error, SeedError::NotTaken(_)) => Err(Fault::from(&error)),
+        Ok(Ok(()) | Err(_)) => unpacked.map_err(|error| unpacking(&error)),
+    }
+}
+
+impl Driver for LocalDriver {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn isolation_warning(&self) -> &'static str {
+        "the local driver isolates nothing: the agent runs as you, with your files, your network and no limits"
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<String, Fault>> {
+        Box::pin(async move {
+            self.ensure_image().await?;
+            Ok("child processes of this machine, not isolated".to_owned())
+        })
+    }
+
+    fn ensure_image(&self) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(async move {
+            let (sidecar, opencode) = (&self.options.sidecar, &self.options.opencode);
+            if !is_program(sidecar) {
+                let message = format!("there is no program {}", sidecar.display());
+                return Err(Fault::new("SIDECAR_MISSING", message, "install openagent-sidecar next to openagentd"));
+            }
+            if !is_program(opencode) {
+                let message = format!("there is no program {}", opencode.display());
+                return Err(Fault::new(
+                    "OPENCODE_MISSING",
+                    message,
+                    "install OpenCode (cargo xtask setup), or set OPENAGENT_OPENCODE to its path",
+                ));
+            }
+            Ok(())
+        })
+    }
+
+    fn ensure_volumes<'a>(&'a self, session: &'a SessionId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move {
+            let place = self.session(session);
+            VOLUMES.iter().try_for_each(|(volume, _)| make_folder(&place.join(volume)))
+        })
+    }
+
+    fn remove_volumes<'a>(&'a self, session: &'a SessionId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move {
+            let place = self.session(session);
+            blocking(move || {
+                VOLUMES.iter().try_for_each(|(volume, _)| remove_tree(&place.join(volume)))?;
+                // Not empty while an instance is left; then they go with it.
+                let _in_use = fs::remove_dir(place.join("instances"));
+                let _in_use = fs::remove_dir(&place);
+                Ok(())
+            })
+            .await
+        })
+    }
+
+    fn create(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<(), Fault>> {
+        Box::pin(async move {
+            self.ensure_image().await?;
+            self.make(&spec)
+        })
+    }
+
+    fn start<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move { if self.observe(session, instance) == Observed::Running { Ok(()) } else { self.spawn(session, instance) } })
+    }
+
+    fn stop<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(self.end(session, instance, grace))
+    }
+
+    fn remove<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move {
+            self.end(session, instance, Duration::ZERO).await?;
+            self.children.lock().unwrap_or_else(PoisonError::into_inner).remove(instance);
+            self.links.remove(instance)?;
+            let folder = self.instance(session, instance);
+            let place = self.session(session);
+            blocking(move || {
+                remove_tree(&folder)?;
+                // Only empty when the volumes are gone too.
+                let _in_use = fs::remove_dir(place.join("instances"));
+                let _in_use = fs::remove_dir(&place);
+                Ok(())
+            })
+            .await
+        })
+    }
+
+    fn dial<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId, purpose: Purpose) -> BoxFuture<'a, Result<BoxStream, Fault>> {
+        Box::pin(self.connect(session, instance, purpose))
+    }
+
+    fn inspect<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<Observed, Fault>> {
+        Box::pin(async move { Ok(self.observe(session, instance)) })
+    }
+
+    fn ended<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, ExitCause> {
+        Box::pin(self.wait_for_end(session, instance))
+    }
+
+    fn logs<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId, max_bytes: usize) -> BoxFuture<'a, String> {
+        let path = self.instance(session, instance).join("sidecar.log");
+        Box::pin(async move {
+            let read = move || {
+                use std::io::{Read, Seek, SeekFrom};
+                let mut file = File::open(&path)?;
+                // One byte more, so that a cut shows and the tail begins with a whole line.
+                let start = file.metadata()?.len().saturating_sub(max_bytes as u64 + 1);
+                file.seek(SeekFrom::Start(start))?;
+                let mut bytes = vec![];
+                file.take(max_bytes as u64 + 1).read_to_end(&mut bytes)?;
+                io::Result::Ok(readable_tail(&bytes, max_bytes))
+            };
+            tokio::task::spawn_blocking(read).await.ok().and_then(Result::ok).unwrap_or_default()
+        })
+    }
+
+    fn fill_workspace<'a>(
+        &'a self,
+        session: &'a SessionId,
+        _instance: &'a InstanceId,
+        source: WorkspaceSource,
+    ) -> BoxFuture<'a, Result<(), Fault>> {
+        let folder = self.session(session).join("workspace");
+        let own = self.all();
+        Box::pin(blocking(move || fill(&source, &folder, &own)))
+    }
+
+    fn read_workspace<'a>(&'a self, session: &'a SessionId, _instance: Option<&'a InstanceId>) -> BoxFuture<'a, Result<TarStream, Fault>> {
+        Box::pin(async move {
+            let folder = self.session(session).join("workspace");
+            if !folder.is_dir() {
+                return Err(Fault::new("WORKSPACE_MISSING", format!("session {session} has no workspace yet"), "start the session first"));
+            }
+            let archive: TarStream = Box::new(workspace::stream_folder(folder));
+            Ok(archive)
+        })
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Owned>, Fault>> {
+        Box::pin(async move { self.owned() })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_that_the_agent_closed_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let closed = folder.path().join("tree/closed");
+        fs::create_dir_all(closed.join("inner")).unwrap();
+        fs::write(closed.join("inner/file"), "").unwrap();
+        fs::set_permissions(closed.join("inner"), Permissions::from_mode(0o500)).unwrap();
+        fs::set_permissions(&closed, Permissions::from_mode(0o000)).unwrap();
+        remove_tree(&folder.path().join("tree")).unwrap();
+        remove_tree(&folder.path().join("tree")).unwrap();
+        assert!(!folder.path().join("tree").exists());
+    }
+
+    #[test]
+    fn the_state_folder_is_not_copied_into_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("state/local");
+        fs::create_dir_all(&own).unwrap();
+        let source = WorkspaceSource::Copy { path: folder.path().to_str().unwrap().to_owned() };
+        assert_eq!(fill(&source, &own, &own).unwrap_err().code, "WORKSPACE_SOURCE");
+    }
+
+    #[test]
+    fn a_signal_is_an_exit_code_as_shells_tell_it() {
+        assert_eq!(cause_of(ExitStatus::from_raw(9)), ExitCause::Exited { code: 137 });
+        assert_eq!(cause_of(ExitStatus::from_raw(3 << 8)), ExitCause::Exited { code: 3 });
+    }
+}
