@@ -1,2 +1,36 @@
-//! Skeleton.
-fn main() {}
+//! `openagentd`: reads its configuration, opens what it owns, serves until it is told to end.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use openagent_core::session::Fault;
+use openagentd::run::{Options, run};
+
+/// The OpenAgent daemon. It is started on demand by `openagent`; nobody needs to start it by hand.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {}
+
+fn main() -> ExitCode {
+    let Arguments {} = Arguments::parse();
+    let options = Options::from_environment();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Fault::new("INTERNAL", format!("the runtime cannot be started: {error}"), "")),
+    };
+    match runtime.block_on(run(options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => fail(&fault),
+    }
+}
+
+/// The last words of a daemon that could not start: the client that started it shows them.
+fn fail(fault: &Fault) -> ExitCode {
+    let mut stderr = std::io::stderr().lock();
+    let _ = writeln!(stderr, "error: {fault}");
+    if !fault.hint.is_empty() {
+        let _ = writeln!(stderr, "hint: {}", fault.hint);
+    }
+    ExitCode::FAILURE
+}

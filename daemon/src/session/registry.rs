@@ -1,0 +1,151 @@
+//! Finds sessions, makes them, and raises them again when the daemon starts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use openagent_core::id::SessionId;
+use openagent_core::session::lifecycle::{Input, Lifecycle};
+use openagent_core::session::{Fault, Session};
+use super::actor::{Actor, Birth};
+use super::{SessionHandle, Shared};
+use crate::driver::OwnedKind;
+use crate::event::LogInfo;
+use crate::store::{SessionRecord, StoreError};
+use crate::task::TaskError;
+
+/// Sessions that may be stored. Beyond it the lists that clients show are of no use to anyone.
+const SESSIONS_MAX: usize = 100_000;
+
+/// All sessions.
+#[derive(Clone)]
+pub struct SessionRegistry {
+    shared: Arc<Shared>,
+    sessions: Arc<Mutex<HashMap<SessionId, SessionHandle>>>,
+}
+
+impl SessionRegistry {
+    /// An empty registry.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, sessions: Arc::default() }
+    }
+
+    /// What every session uses.
+    #[must_use]
+    pub const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<SessionId, SessionHandle>) -> T) -> T {
+        f(&mut self.sessions.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Raises every stored session and removes, by label, what the engine holds for sessions that are no more.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the records cannot be read.
+    pub async fn raise_all(&self) -> Result<usize, StoreError> {
+        let stored = self.shared.store.load_sessions().await?;
+        let count = stored.len();
+        for (record, cursor) in stored {
+            self.raise(record, LogInfo::from(&cursor), Birth::Found);
+        }
+        let registry = self.clone();
+        self.shared.tasks.spawn("reconcile", async move { registry.remove_orphans().await });
+        Ok(count)
+    }
+
+    async fn remove_orphans(&self) {
+        let driver = &self.shared.driver;
+        let owned = match driver.list().await {
+            Ok(owned) => owned,
+            Err(fault) => {
+                tracing::warn!(%fault, "what the engine holds cannot be listed");
+                return;
+            }
+        };
+        for thing in owned {
+            let known = self.get(&thing.session).map(|handle| handle.view());
+            let wanted = match (&known, &thing.instance, thing.kind) {
+                (None, _, _) | (Some(_), _, OwnedKind::Reader) => false,
+                (Some(_), _, OwnedKind::Volume) => true,
+                (Some(view), instance, OwnedKind::Instance) => {
+                    let last = view.record.instance.as_ref();
+                    last.is_some_and(|last| Some(&last.id) == instance.as_ref() && last.is_live())
+                }
+            };
+            if wanted {
+                continue;
+            }
+            let removed = match (thing.kind, &thing.instance) {
+                (OwnedKind::Instance, Some(instance)) => driver.remove(&thing.session, instance).await,
+                (OwnedKind::Volume, _) => driver.remove_volumes(&thing.session).await,
+                (OwnedKind::Instance | OwnedKind::Reader, _) => Ok(()),
+            };
+            match removed {
+                Ok(()) => tracing::info!(session = %thing.session, kind = ?thing.kind, "removed what no session owns"),
+                Err(fault) => tracing::warn!(session = %thing.session, kind = ?thing.kind, %fault, "an orphan cannot be removed"),
+            }
+        }
+    }
+
+    /// Makes a session; its first instance is provisioned from now on.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED`, `STORE_FAILED`.
+    pub async fn create(&self, session: Session) -> Result<SessionHandle, Fault> {
+        if self.with(|sessions| sessions.len()) >= SESSIONS_MAX {
+            return Err(Fault::new("RESOURCE_EXHAUSTED", "there are too many sessions", "remove old ones: openagent rm ID"));
+        }
+        let record = SessionRecord { session, lifecycle: Lifecycle::default(), instance: None, keys_version: 0 };
+        self.shared.store.put_session(&record).await.map_err(|error| error.fault())?;
+        Ok(self.raise(record, LogInfo::default(), Birth::New))
+    }
+
+    fn raise(&self, record: SessionRecord, info: LogInfo, birth: Birth) -> SessionHandle {
+        let (actor, handle) = Actor::new(Arc::clone(&self.shared), record, info);
+        let id = handle.id().clone();
+        self.shared.directory.changed(handle.view());
+        self.with(|sessions| sessions.insert(id.clone(), handle.clone()));
+        let task = self.shared.tasks.spawn("session", Box::pin(actor.run(birth)));
+        let registry = self.clone();
+        let last = handle.clone();
+        self.shared.tasks.spawn("session-watch", async move {
+            match task.await {
+                Ok(()) if registry.shared.tasks.token().is_cancelled() => {}
+                Ok(()) | Err(TaskError::Dropped(_)) => {
+                    registry.with(|sessions| sessions.remove(&id));
+                }
+                Err(TaskError::Panicked(_)) => registry.raise_failed(&last),
+            }
+        });
+        handle
+    }
+
+    /// A session whose actor panicked becomes a failed session; the daemon and the others live on.
+    fn raise_failed(&self, last: &SessionHandle) {
+        let view = last.view();
+        let mut record = view.record.clone();
+        if let Some(instance) = record.lifecycle.instance().cloned() {
+            let fault = Fault::new("INTERNAL", "the daemon made a mistake with this session", "resume it: openagent resume ID");
+            record.lifecycle.apply(Input::InstanceEnded(instance, fault));
+        }
+        let info = LogInfo { last_seq: view.last_seq, journal_seq: 0, updated_at: Some(view.updated_at), usage: view.usage };
+        self.raise(record, info, Birth::Found);
+    }
+
+    /// The session of this id.
+    #[must_use]
+    pub fn get(&self, id: &SessionId) -> Option<SessionHandle> {
+        self.with(|sessions| sessions.get(id).cloned())
+    }
+
+    /// The session that a client names.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `INVALID` for what is no id.
+    pub fn find(&self, id: &str) -> Result<SessionHandle, Fault> {
+        let id: SessionId = id.parse().map_err(|error: openagent_core::id::InvalidId| Fault::new("INVALID", error.to_string(), ""))?;
+        self.get(&id).ok_or_else(|| Fault::new("NOT_FOUND", format!("there is no session {id}"), "list them: openagent ls"))
+    }
+}
