@@ -9,6 +9,7 @@
 //! one format that changes only by addition, pinned by `tests/event_format.rs`.
 
 pub mod activity;
+pub mod config;
 pub mod cursor;
 pub mod envelope;
 pub mod event;
