@@ -5,10 +5,15 @@
 //! hostile input: bounded, checked, and never in a position to end this process.
 
 pub mod agent;
+pub mod connect;
 pub mod control;
 pub mod journal;
 pub mod keyring;
+pub mod link;
+pub mod model;
 pub mod process;
 pub mod relay;
+pub mod serve;
 pub mod settings;
 pub mod task;
+pub mod terminal;

@@ -10,11 +10,14 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{Pid, getsid};
 use tokio::process::Command;
 
 use crate::settings::Settings;
@@ -24,6 +27,12 @@ static CHILDREN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 /// Where programs are looked up when the sidecar itself was told nothing.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Rounds in which [`end_descendants`] ends what those it ended in the round before have left to it.
+const END_ROUNDS: usize = 100;
+
+/// Time between two rounds, in which the killed ones end.
+const END_PAUSE: Duration = Duration::from_millis(10);
 
 fn children() -> MutexGuard<'static, BTreeSet<i32>> {
     CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -43,7 +52,7 @@ pub fn agent_environment(settings: &Settings) -> Vec<(&'static str, String)> {
         ("PATH", path),
         ("USER", user.clone()),
         ("LOGNAME", user),
-        ("SHELL", "/bin/bash".to_owned()),
+        ("SHELL", shell().to_owned()),
         ("LANG", "C.UTF-8".to_owned()),
         ("TERM", "xterm-256color".to_owned()),
     ]
@@ -60,6 +69,31 @@ pub fn agent_command(settings: &Settings, program: impl AsRef<OsStr>) -> Command
     }
     confine::confine(&mut command, settings.agent_uid.is_some());
     command
+}
+
+/// The shell of terminals: `bash` where the image has it.
+#[must_use]
+pub fn shell() -> &'static str {
+    ["/bin/bash", "/usr/bin/bash"].into_iter().find(|path| Path::new(path).exists()).unwrap_or("/bin/sh")
+}
+
+/// A login shell, or `command` in a shell, to be started on a terminal as [`agent_command`] would.
+#[must_use]
+pub fn agent_shell(settings: &Settings, command: Option<&str>) -> pty_process::Command {
+    let mut shell = pty_process::Command::new(shell())
+        .env_clear()
+        .envs(agent_environment(settings))
+        .env("COLORTERM", "truecolor")
+        .current_dir(&settings.workspace)
+        .kill_on_drop(true);
+    shell = match command {
+        Some(command) => shell.arg("-c").arg(command),
+        None => shell.arg("-l"),
+    };
+    if let Some(uid) = settings.agent_uid {
+        shell = shell.uid(uid).gid(uid);
+    }
+    confine::confine_on_terminal(shell, settings.agent_uid.is_some())
 }
 
 /// Starts a command of [`agent_command`].
@@ -146,6 +180,47 @@ pub fn signal_group(pid: i32, signal: Signal) {
         // The group may be gone, which is what was wanted.
         let _ = killpg(Pid::from_raw(pid), signal);
     }
+}
+
+/// Sends `signal` to every process of the session that `pid` leads or led: its own group, and those that its shell made for its jobs.
+pub fn signal_session(pid: i32, signal: Signal) {
+    signal_group(pid, signal);
+    for other in processes().filter(|other| *other > 1 && *other != pid) {
+        if session_of(other) == Some(pid) {
+            // It may have ended in between.
+            let _ = kill(Pid::from_raw(other), signal);
+        }
+    }
+}
+
+fn session_of(pid: i32) -> Option<i32> {
+    getsid(Some(Pid::from_raw(pid))).ok().map(Pid::as_raw)
+}
+
+/// Ends whatever is left below this process, which as a subreaper has become the parent of all that its own children left behind.
+pub async fn end_descendants() {
+    for _ in 0..END_ROUNDS {
+        let left: Vec<i32> = processes().filter(|pid| parent_of(*pid) == Some(std::process::id())).collect();
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+        }
+        tokio::time::sleep(END_PAUSE).await;
+    }
+    tracing::warn!("some processes of the agent could not be ended");
+}
+
+fn processes() -> impl Iterator<Item = i32> {
+    std::fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+fn parent_of(pid: i32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may itself hold anything; state and parent follow the last one.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Exit code as a shell shows it: 128 + signal number when a signal killed it.

@@ -1,0 +1,51 @@
+//! Terminals: open, list, close, attach.
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use http::StatusCode;
+use openagent_core::id::TerminalId;
+use openagent_proto::sidecar::terminal::FRAME_MAX_BYTES;
+use openagent_proto::sidecar::{AttachTerminal, ErrorCode, OpenTerminal, TerminalInfo};
+
+use super::body::JsonBody;
+use super::{ApiError, Control};
+
+pub async fn list(State(Control(parts)): State<Control>) -> Json<Vec<TerminalInfo>> {
+    Json(parts.terminals.list())
+}
+
+pub async fn open(
+    State(Control(parts)): State<Control>,
+    JsonBody(request): JsonBody<OpenTerminal>,
+) -> Result<(StatusCode, Json<TerminalInfo>), ApiError> {
+    parts.terminals.open(&request).await.map(|info| (StatusCode::CREATED, Json(info)))
+}
+
+fn id(text: &str) -> Result<TerminalId, ApiError> {
+    text.parse().map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "this is not a terminal's id"))
+}
+
+pub async fn close(State(Control(parts)): State<Control>, Path(terminal): Path<String>) -> Result<StatusCode, ApiError> {
+    parts.terminals.close(&id(&terminal)?).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub async fn attach(
+    State(Control(parts)): State<Control>,
+    request: Result<Query<AttachTerminal>, QueryRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let Ok(Query(request)) = request else {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, "the query must have id, columns and rows, and may have offset and readOnly"));
+    };
+    let terminal = parts.terminals.get(&id(&request.id)?).ok_or_else(|| ApiError::new(ErrorCode::NotFound, "there is no such terminal"))?;
+    let upgrade = upgrade.map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "this path is for WebSockets"))?;
+    let attachment =
+        terminal.attach(&request).ok_or_else(|| ApiError::new(ErrorCode::ResourceExhausted, "the terminal has too many clients"))?;
+    let upgrade = upgrade.max_message_size(FRAME_MAX_BYTES).max_frame_size(FRAME_MAX_BYTES);
+    Ok(upgrade.on_upgrade(|socket| attachment.serve(socket)))
+}
