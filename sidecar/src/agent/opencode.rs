@@ -4,8 +4,12 @@
 //! `translate` turns what it says into domain events without any I/O.
 
 mod bound;
+pub mod client;
+pub mod config;
+pub mod feed;
 
 mod json;
 pub mod message_id;
+pub mod process;
 
 pub mod translate;

@@ -168,6 +168,11 @@ impl Translator {
         self.sequences = sequences;
     }
 
+    /// The title that the conversation has already.
+    pub fn titled(&mut self, title: &str) {
+        title.clone_into(&mut self.title);
+    }
+
     /// Whether a turn is under way.
     #[must_use]
     pub const fn in_turn(&self) -> bool {

@@ -44,6 +44,13 @@ impl Translator {
         self.requests.get(id).is_some_and(|pending| pending.is_permission == is_permission && pending.answer.is_none())
     }
 
+    /// OpenCode does not know this request any more.
+    pub fn gone(&mut self, id: &str) -> Vec<super::Output> {
+        self.expect_answer(id, None);
+        self.withdraw_requests(|pending| pending.id.as_str() == id, "the agent no longer waits for it");
+        self.take()
+    }
+
     /// Announces the answer that is about to be given; `None` takes it back. Its event will carry it.
     pub fn expect_answer(&mut self, id: &str, answer: Option<Answer>) {
         if let Some(pending) = self.requests.get_mut(id) {

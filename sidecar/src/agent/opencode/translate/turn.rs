@@ -41,9 +41,16 @@ struct Last {
 }
 
 impl Translator {
-    /// A prompt was accepted.
+    /// A prompt is about to be handed over.
     pub fn prompted(&mut self) {
         self.begin_turn();
+    }
+
+    /// The prompt was not taken.
+    pub fn prompt_refused(&mut self) {
+        if !self.turn.worked && self.turn.last.is_none() {
+            self.turn = Turn { shown: self.turn.shown.take(), ..Turn::default() };
+        }
     }
 
     /// The user stops the turn.
