@@ -30,8 +30,8 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use append::NewEvent;
 pub use error::StoreError;
-pub(crate) use model::{KeyRecord, OPEN_PARTS_MAX, PartEffect};
 pub use model::{DayUsage, MessageUsage, SessionCursor, SessionRecord};
+pub(crate) use model::{KeyRecord, OPEN_PARTS_MAX, PartEffect};
 use record::{Name, Table};
 use writer::{Answer, Job, Ledger};
 
@@ -251,10 +251,15 @@ impl Store {
         self.read(move |db| {
             let mut usage = Vec::new();
             let session = session.as_str().as_bytes();
-            record::scan(db, &record::prefix(Table::MessageUsage, session), &Name::new(Table::MessageUsage, &[session, b""]), |_, value| {
-                usage.push(record::decode("usage of a message", &value)?);
-                Ok(true)
-            })?;
+            record::scan(
+                db,
+                &record::prefix(Table::MessageUsage, session),
+                &Name::new(Table::MessageUsage, &[session, b""]),
+                |_, value| {
+                    usage.push(record::decode("usage of a message", &value)?);
+                    Ok(true)
+                },
+            )?;
             Ok(usage)
         })
         .await
@@ -320,7 +325,8 @@ impl Store {
     pub(crate) async fn holds_secrets(&self) -> Result<bool, StoreError> {
         self.read(|db| {
             let first = |table: Table| db.scan_prefix([table as u8]).next().transpose().map_err(|e| StoreError::engine("read records", e));
-            Ok(first(Table::Sealed)?.is_some() || table::<KeyRecord>(db, Table::Key, "provider key")?.iter().any(|key| key.envelope.is_some()))
+            Ok(first(Table::Sealed)?.is_some()
+                || table::<KeyRecord>(db, Table::Key, "provider key")?.iter().any(|key| key.envelope.is_some()))
         })
         .await
     }

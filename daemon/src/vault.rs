@@ -101,10 +101,9 @@ impl VaultError {
             Self::MasterKeyUnsafe { path, .. } => {
                 ("MASTER_KEY_UNSAFE", format!("if you trust it: chmod 600 {}; if not, set your provider keys anew", path.display()))
             }
-            Self::MasterKeyDamaged { path, .. } | Self::MasterKeyMissing { path } | Self::OtherMasterKey { path } => (
-                "MASTER_KEY_MISSING",
-                format!("put the original file back at {}; nothing was overwritten", path.display()),
-            ),
+            Self::MasterKeyDamaged { path, .. } | Self::MasterKeyMissing { path } | Self::OtherMasterKey { path } => {
+                ("MASTER_KEY_MISSING", format!("put the original file back at {}; nothing was overwritten", path.display()))
+            }
             Self::CannotOpen { .. } => ("KEY_UNREADABLE", "set the key again: openagent keys set PROVIDER".to_owned()),
             Self::NoKey(provider) => ("KEY_MISSING", format!("set one: openagent keys set {provider}")),
             Self::InvalidProvider(_) => ("PROVIDER_UNKNOWN", "list providers with: openagent providers".to_owned()),

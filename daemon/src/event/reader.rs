@@ -40,13 +40,7 @@ pub struct EventReader {
 }
 
 impl EventReader {
-    pub(super) fn new(
-        store: Store,
-        session: SessionId,
-        history: Arc<History>,
-        after: u64,
-        deltas: bool,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn new(store: Store, session: SessionId, history: Arc<History>, after: u64, deltas: bool) -> Result<Self, StoreError> {
         let recorded = history.recorded.subscribe();
         let last = recorded.borrow().map(|info| info.last_seq);
         let last = last.ok_or_else(|| StoreError::UnknownSession(session.clone()))?;
@@ -54,7 +48,17 @@ impl EventReader {
             return Err(StoreError::CursorBeyondEnd { session, after, last });
         }
         let letters = deltas.then(|| history.letters.subscribe());
-        Ok(Self { store, session, history, recorded, letters, cursor: after, target: Some(last), page: VecDeque::new(), had: Had::default() })
+        Ok(Self {
+            store,
+            session,
+            history,
+            recorded,
+            letters,
+            cursor: after,
+            target: Some(last),
+            page: VecDeque::new(),
+            had: Had::default(),
+        })
     }
 
     /// Number of the last event that was delivered.

@@ -172,7 +172,8 @@ pub(super) fn scan(
         let mut value = Vec::with_capacity(length.min(VALUE_MAX_BYTES));
         value.extend_from_slice(head);
         for number in 1..chunks(length) {
-            let row = next()?.filter(|(at, _)| at.ends_with(&number.to_be_bytes()) && at.len() == key.len() && at.starts_with(&key[..key.len() - 2]));
+            let row = next()?
+                .filter(|(at, _)| at.ends_with(&number.to_be_bytes()) && at.len() == key.len() && at.starts_with(&key[..key.len() - 2]));
             value.extend_from_slice(&row.ok_or_else(|| StoreError::BadRecord { what: "record (a chunk is missing)".to_owned() })?.1);
         }
         if !take(name, complete(value, length)?)? {
@@ -183,11 +184,7 @@ pub(super) fn scan(
 }
 
 /// All values of a table.
-pub(super) fn scan_table(
-    db: &Db,
-    table: Table,
-    mut take: impl FnMut(&[u8], Vec<u8>) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
+pub(super) fn scan_table(db: &Db, table: Table, mut take: impl FnMut(&[u8], Vec<u8>) -> Result<(), StoreError>) -> Result<(), StoreError> {
     scan(db, &[table as u8], &Name::new(table, &[]), |name, value| take(name, value).map(|()| true))
 }
 
