@@ -10,11 +10,24 @@ use openagentd::run::{Options, run};
 /// The OpenAgent daemon. It is started on demand by `openagent`; nobody needs to start it by hand.
 #[derive(Parser)]
 #[command(version, about)]
-struct Arguments {}
+struct Arguments {
+    /// Print the configuration that is in force, as a configuration file, and exit.
+    #[arg(long)]
+    print_config: bool,
+}
 
 fn main() -> ExitCode {
-    let Arguments {} = Arguments::parse();
+    let Arguments { print_config } = Arguments::parse();
     let options = Options::from_environment();
+    if print_config {
+        return match options.configuration() {
+            Ok((config, _)) => {
+                let written = std::io::stdout().lock().write_all(config.to_toml().as_bytes());
+                if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            }
+            Err(fault) => fail(&fault),
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Fault::new("INTERNAL", format!("the runtime cannot be started: {error}"), "")),

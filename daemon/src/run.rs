@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::unistd::geteuid;
 use openagent_core::config::{Config, DriverName, Paths};
 use openagent_core::session::Fault;
 use sha2::{Digest, Sha256};
@@ -18,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::catalogue::Catalogue;
 use crate::clock;
+use crate::config::{self, LoadError};
 use crate::driver::docker::{DockerDriver, DockerOptions};
 use crate::driver::local::{LocalDriver, LocalOptions};
 use crate::driver::Driver;
@@ -36,7 +36,6 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Where the daemon's settings come from.
 pub struct Options {
     environment: HashMap<String, String>,
-    uid: u32,
     program: PathBuf,
 }
 
@@ -46,9 +45,19 @@ impl Options {
     pub fn from_environment() -> Self {
         Self {
             environment: std::env::vars().collect(),
-            uid: geteuid().as_raw(),
             program: std::env::current_exe().unwrap_or_default(),
         }
+    }
+
+    /// The configuration that is in force, and where files are.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn configuration(&self) -> Result<(Config, Paths), Fault> {
+        let env = |name: &str| self.environment.get(name).cloned();
+        let paths = config::paths(env).map_err(|error| error.fault())?;
+        let config = config::load(&paths, env).map_err(|error| error.fault())?;
+        Ok((config, paths))
     }
 }
 
@@ -57,8 +66,8 @@ impl Options {
 /// # Errors
 /// What kept it from starting, or ended it.
 pub async fn run(options: Options) -> Result<(), Fault> {
-    let env = |name: &str| options.environment.get(name).cloned();
-    let (config, paths) = crate::config::load(env, options.uid)?;
+    let (config, paths) = options.configuration()?;
+    config::make_folders(&paths).map_err(|error| error.fault())?;
     start_log(&config)?;
     no_core_dumps();
     let install = rustls::crypto::ring::default_provider().install_default();
@@ -70,7 +79,7 @@ pub async fn run(options: Options) -> Result<(), Fault> {
     let store = Store::open(&paths.store_dir).await.map_err(|error| error.fault())?;
     let listener = rpc::listen(&paths.socket).await.map_err(|error| serve_fault(&error))?;
     let vault = Vault::open(store.clone(), &paths.master_key_file).await.map_err(|error| error.fault())?;
-    let catalogue = Arc::new(Catalogue::new(&config)?);
+    let catalogue = Arc::new(Catalogue::new(&config.providers).map_err(|mistakes| LoadError::Mistakes { path: paths.config_file.clone(), mistakes }.fault())?);
     let driver = driver(&config, &paths, &options, &tasks);
     let relay = ModelRelay::new(Arc::clone(&catalogue), vault.clone())
         .map_err(|error| Fault::new("TLS_UNUSABLE", error.to_string(), "check the proxy and certificate settings of this machine"))?;

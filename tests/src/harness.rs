@@ -1,0 +1,345 @@
+//! A world of its own for each test: folders, a real daemon, a scripted model server, real clients.
+//!
+//! A [`World`] runs the staged programs as a user would, with every folder in a temporary place. When it is dropped its sessions are removed, its daemon is
+//! ended, and what is left at the engine with the world's label is an error of the test. Waiting is always for a named condition, with a bound.
+
+pub mod client;
+pub mod events;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::model::ScriptedModel;
+pub use client::Clients;
+
+/// Longest wait for anything that a healthy system does; generous, since two cores may run several agents at once.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The key that the scripted model server wants. Tests that look for leaks look for it.
+pub const CANARY: &str = "sk-canary-0123456789abcdef-never-to-be-seen";
+
+/// What runs the sandboxes of a world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// The real engine.
+    Docker,
+    /// Child processes.
+    Local,
+}
+
+impl Driver {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// Folders, a model server, and a daemon when it is started.
+pub struct World {
+    root: TempDir,
+    driver: Driver,
+    environment: BTreeMap<String, String>,
+    daemon: Option<std::process::Child>,
+    /// The model server that the providers `scripted`, `scripted-openai`, `scripted-anthropic` and `scripted-direct` point at.
+    pub model: ScriptedModel,
+}
+
+/// Folder of the staged programs: `cargo xtask test` names it, otherwise where it stages them.
+#[must_use]
+pub fn programs() -> PathBuf {
+    std::env::var_os("OPENAGENT_TEST_BIN_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/openagent/debug/bin"),
+        PathBuf::from,
+    )
+}
+
+/// The OpenCode program.
+#[must_use]
+pub fn opencode() -> PathBuf {
+    std::env::var_os("OPENAGENT_TEST_OPENCODE").map_or_else(
+        || {
+            let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+            let data = std::env::var_os("XDG_DATA_HOME").map_or_else(|| home.join(".local/share"), PathBuf::from);
+            data.join("openagent/opencode/1.18.33/opencode")
+        },
+        PathBuf::from,
+    )
+}
+
+impl World {
+    /// A world with a model server and no daemon yet.
+    ///
+    /// # Panics
+    /// When it cannot be made: a test cannot go on.
+    pub async fn new(driver: Driver) -> Self {
+        let root = tempfile::Builder::new().prefix("oa").tempdir_in("/tmp").expect("a temporary folder can be made");
+        let model = ScriptedModel::with_key(CANARY).start().await.expect("the scripted model server starts");
+        let path = |name: &str| root.path().join(name).display().to_string();
+        let mut environment: BTreeMap<String, String> = [
+            ("HOME", path("home")),
+            ("OPENAGENT_CONFIG", path("config.toml")),
+            ("OPENAGENT_STATE_DIR", path("state")),
+            ("OPENAGENT_DATA_DIR", path("data")),
+            ("OPENAGENT_RUNTIME_DIR", path("run")),
+            ("OPENAGENT_DRIVER", driver.name().to_owned()),
+            ("OPENAGENT_OPENCODE", opencode().display().to_string()),
+            ("OPENAGENT_LOG", std::env::var("OPENAGENT_TEST_LOG").unwrap_or_else(|_| "info,openagentd=debug".to_owned())),
+            ("PATH", std::env::var("PATH").unwrap_or_default()),
+            ("TERM", "xterm-256color".to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        for name in ["OPENAGENT_TEST_IMAGE", "DOCKER_HOST"] {
+            if let Ok(value) = std::env::var(name) {
+                environment.insert(name.replace("OPENAGENT_TEST_IMAGE", "OPENAGENT_IMAGE"), value);
+            }
+        }
+        std::fs::create_dir(root.path().join("home")).expect("the temporary folder is ours");
+        let world = Self { root, driver, environment, daemon: None, model };
+        world.write_config("");
+        world
+    }
+
+    /// A world with a daemon that runs.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn started(driver: Driver) -> Self {
+        let mut world = Self::new(driver).await;
+        world.start().await;
+        world
+    }
+
+    /// A world with a daemon that runs and has the key of the scripted providers.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn with_keys(driver: Driver) -> Self {
+        let world = Self::started(driver).await;
+        world.set_keys(CANARY).await;
+        world
+    }
+
+    /// Gives every scripted provider this key.
+    ///
+    /// # Panics
+    /// When the daemon refuses it.
+    pub async fn set_keys(&self, key: &str) {
+        let mut clients = self.clients().await;
+        for provider in ["scripted", "scripted-openai", "scripted-anthropic", "scripted-direct"] {
+            clients.set_key(provider, key).await;
+        }
+    }
+
+    /// Writes the configuration: the scripted providers, and `more`.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write_config(&self, more: &str) {
+        let url = self.model.base_url();
+        let mut text = String::from(more);
+        for (id, kind, route) in [
+            ("scripted", "openai-compatible", "host"),
+            ("scripted-openai", "openai", "host"),
+            ("scripted-anthropic", "anthropic", "host"),
+            ("scripted-direct", "openai-compatible", "direct"),
+        ] {
+            text.push_str(&format!(
+                "\n[provider.{id}]\nkind = \"{kind}\"\nroute = \"{route}\"\nbase_url = \"{url}\"\n\
+                 [[provider.{id}.models]]\nid = \"scripted-large\"\ncontext = 200000\noutput = 8000\nreasoning = true\n\
+                 price_input = 1.0\nprice_output = 2.0\nprice_cache_read = 0.1\nprice_cache_write = 1.25\n\
+                 [[provider.{id}.models]]\nid = \"scripted-small\"\ncontext = 200000\noutput = 8000\n"
+            ));
+        }
+        std::fs::write(self.root.path().join("config.toml"), text).expect("the temporary folder is ours");
+    }
+
+    /// A variable for every program that is started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// What runs this world's sandboxes.
+    #[must_use]
+    pub const fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// A path in the world's folder.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// The daemon's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.path("run/openagentd.sock")
+    }
+
+    /// The daemon's process id.
+    ///
+    /// # Panics
+    /// When none was started.
+    #[must_use]
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("a daemon was started").id()
+    }
+
+    /// One of the staged programs, with the world's environment and nothing else.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(programs().join(program));
+        command.env_clear().envs(&self.environment).current_dir(self.root.path());
+        command
+    }
+
+    /// The world's environment.
+    #[must_use]
+    pub const fn environment(&self) -> &BTreeMap<String, String> {
+        &self.environment
+    }
+
+    /// Runs `openagent` with arguments and waits for its end.
+    ///
+    /// # Panics
+    /// When it cannot be started or does not end.
+    pub async fn cli(&self, arguments: &[&str]) -> Output {
+        self.cli_with_input(arguments, "").await
+    }
+
+    /// Runs `openagent` with arguments and standard input, and waits for its end.
+    ///
+    /// # Panics
+    /// When it cannot be started or does not end.
+    pub async fn cli_with_input(&self, arguments: &[&str], input: &str) -> Output {
+        use tokio::io::AsyncWriteExt;
+        let mut command = tokio::process::Command::from(self.command("openagent"));
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().expect("openagent is staged: cargo xtask test does that");
+        let mut stdin = child.stdin.take().expect("standard input is piped");
+        // A program that does not read its input may have ended already.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+        output.unwrap_or_else(|_| panic!("openagent {arguments:?} did not end")).expect("its output can be read")
+    }
+
+    /// Starts the daemon and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn start(&mut self) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).expect("the folder is ours");
+        let errors = log.try_clone().expect("a file can be opened twice");
+        let mut command = self.command("openagentd");
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        self.daemon = Some(command.spawn().expect("openagentd is staged: cargo xtask test does that"));
+        let deadline = Instant::now() + PATIENCE;
+        while tokio::net::UnixStream::connect(self.socket()).await.is_err() {
+            let ended = self.daemon.as_mut().expect("just started").try_wait().expect("it is our child");
+            assert!(ended.is_none(), "the daemon ended: {ended:?}\n{}", self.log());
+            assert!(Instant::now() < deadline, "the daemon does not answer\n{}", self.log());
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The daemon's log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+    }
+
+    /// Connected clients of every service.
+    ///
+    /// # Panics
+    /// When the daemon does not answer.
+    pub async fn clients(&self) -> Clients {
+        Clients::connect(&self.socket()).await
+    }
+
+    /// Ends the daemon in order and waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub async fn stop(&mut self) {
+        self.signal(nix::sys::signal::Signal::SIGTERM).await;
+    }
+
+    /// Kills the daemon.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub async fn kill(&mut self) {
+        self.signal(nix::sys::signal::Signal::SIGKILL).await;
+    }
+
+    async fn signal(&mut self, signal: nix::sys::signal::Signal) {
+        let Some(mut daemon) = self.daemon.take() else { return };
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id()).expect("process ids are small"));
+        nix::sys::signal::kill(pid, signal).expect("it is our child");
+        let ended = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(move || daemon.wait())).await;
+        ended.expect("the daemon ends when it is told to").expect("waiting does not panic").expect("it is our child");
+    }
+
+    /// Removes every session, ends the daemon, and gives what is left at the engine or as processes: nothing, if all is well.
+    ///
+    /// # Panics
+    /// When a session cannot be removed.
+    pub async fn end(mut self) {
+        if self.daemon.is_some() {
+            let mut clients = self.clients().await;
+            for session in clients.list().await {
+                clients.remove(&session.id).await;
+            }
+            let left = if self.driver == Driver::Docker { self.left_at_engine().await } else { self.left_in_folders() };
+            assert!(left.is_empty(), "left behind: {left:?}");
+            self.stop().await;
+        }
+    }
+
+    async fn left_at_engine(&self) -> Vec<String> {
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(self.path("state").as_os_str().as_encoded_bytes());
+        let label = format!("dev.openagent.state={}", hex::encode(&digest[..8]));
+        let engine = bollard::Docker::connect_with_defaults().expect("the engine is there");
+        let filters = std::collections::HashMap::from([("label".to_owned(), vec![label])]);
+        let containers = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let volumes = bollard::query_parameters::ListVolumesOptionsBuilder::default().filters(&filters).build();
+        let mut left: Vec<String> =
+            engine.list_containers(Some(containers)).await.expect("the engine answers").into_iter().filter_map(|c| c.id).collect();
+        let volumes = engine.list_volumes(Some(volumes)).await.expect("the engine answers");
+        left.extend(volumes.volumes.unwrap_or_default().into_iter().map(|volume| volume.name));
+        left
+    }
+
+    fn left_in_folders(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path("state/local")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().display().to_string()).collect()
+    }
+}
+
+/// A test that failed must not leave agents running: the daemon goes, and with it, by force, what it started.
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            if std::thread::panicking() {
+                eprintln!("--- the daemon's log ---\n{}", self.log());
+            }
+            let mut remove = self.command("openagent");
+            let listed = remove.args(["ls", "-o", "json"]).stdin(Stdio::null()).output();
+            let sessions: serde_json::Value =
+                listed.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or_default();
+            for id in sessions.as_array().into_iter().flatten().filter_map(|session| session["id"].as_str()) {
+                let _ = self.command("openagent").args(["rm", "-f", id]).stdin(Stdio::null()).output();
+            }
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+}
