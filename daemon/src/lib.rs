@@ -1,6 +1,8 @@
 //! The daemon: owns sessions, containers, encrypted provider keys and all state, and serves `openagent.v1` on a Unix socket.
 
+pub mod catalogue;
 pub mod clock;
+pub mod config;
 pub mod driver;
 pub mod event;
 pub mod export;
