@@ -7,7 +7,6 @@
 mod connect;
 pub mod convert;
 pub mod error;
-pub mod paths;
 pub mod stream;
 pub mod view;
 
@@ -28,8 +27,9 @@ use v1::terminal_service_client::TerminalServiceClient;
 use v1::usage_service_client::UsageServiceClient;
 use v1::vault_service_client::VaultServiceClient;
 
-pub use connect::{Start, daemon_program, detach};
+pub use connect::{Start, become_daemon, daemon_program, paths};
 pub use error::{ClientError, ExitCode, Kind};
+pub use openagent_core::config::Paths;
 pub use stream::{EventStream, ExportStream, SessionStream, StreamItem, TerminalInput, TerminalItem, TerminalStream};
 pub use view::{Pending, PendingRequest, SessionChange, SessionView};
 

@@ -48,12 +48,12 @@ pub fn line(data: &str) -> io::Result<()> {
 }
 
 /// Prints `data` as JSON on stdout, indented.
-pub fn json<T: Serialize>(data: &T) -> io::Result<()> {
+pub fn as_json<T: Serialize>(data: &T) -> io::Result<()> {
     line(&text::json(&serde_json::to_string_pretty(data)?))
 }
 
 /// Prints `data` as one line of JSON on stdout.
-pub fn json_line<T: Serialize>(data: &T) -> io::Result<()> {
+pub fn as_json_line<T: Serialize>(data: &T) -> io::Result<()> {
     line(&text::json(&serde_json::to_string(data)?))
 }
 

@@ -13,6 +13,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use openagent_core::config::{Paths, Platform};
 use openagent_proto::PROTOCOL;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -21,7 +22,6 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use super::error::{ClientError, Kind};
-use super::paths::Paths;
 use super::{Client, within};
 
 /// Time for a daemon that was started to answer.
@@ -39,6 +39,15 @@ const LOG_MAX_BYTES: u64 = 8 * 1024 * 1024;
 /// How much of the log of a daemon that died is read and shown.
 const LOG_TAIL_MAX_BYTES: u64 = 16 * 1024;
 const LOG_TAIL_MAX_LINES: usize = 8;
+
+/// Where the daemon is found and keeps its files, as the environment says.
+pub fn paths() -> Result<Paths, ClientError> {
+    // A value that is not UTF-8 cannot be meant by any of the variables that are looked at.
+    Paths::resolve(|name| std::env::var(name).ok(), nix::unistd::getuid().as_raw(), Platform::CURRENT).map_err(|mistakes| {
+        let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        ClientError::new(Kind::Invalid, mistakes.join("\n"), "")
+    })
+}
 
 /// What to do where no daemon answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,11 +111,11 @@ fn channel(socket: PathBuf) -> Channel {
 }
 
 async fn start_daemon(paths: &Paths) -> Result<(), ClientError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(&paths.state).map_err(|error| {
-        let message = format!("the state folder {} cannot be made: {error}", paths.state.display());
-        ClientError::new(Kind::Failed, message, "make it writable, or name another one with XDG_STATE_HOME")
+    DirBuilder::new().recursive(true).mode(0o700).create(&paths.state_dir).map_err(|error| {
+        let message = format!("the state folder {} cannot be made: {error}", paths.state_dir.display());
+        ClientError::new(Kind::Failed, message, "make it writable, or name another one with OPENAGENT_STATE_DIR")
     })?;
-    let lock = open(&paths.state.join("start.lock"))?;
+    let lock = open(&paths.state_dir.join("start.lock"))?;
     let log_path = log_path(paths);
     let deadline = Instant::now() + START_DEADLINE;
     let mut started: Option<(Child, u64)> = None;
@@ -145,7 +154,7 @@ async fn start_daemon(paths: &Paths) -> Result<(), ClientError> {
 /// Where a daemon that was started on demand writes what it says.
 #[must_use]
 pub(crate) fn log_path(paths: &Paths) -> PathBuf {
-    paths.state.join("openagentd.log")
+    paths.state_dir.join("openagentd.log")
 }
 
 fn open(path: &Path) -> Result<File, ClientError> {
@@ -192,7 +201,7 @@ pub fn daemon_program() -> Result<PathBuf, ClientError> {
 /// Turns this process into the daemon's program; with `new_session` away from the terminal that it was started from.
 /// Returns only where that failed.
 #[must_use]
-pub fn detach(program: &Path, new_session: bool) -> ClientError {
+pub fn become_daemon(program: &Path, new_session: bool) -> ClientError {
     let mut daemon = std::process::Command::new(program);
     if new_session {
         if let Err(error) = nix::unistd::setsid() {
@@ -242,9 +251,11 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_must_not_start_a_daemon_says_that_none_runs() {
         let folder = tempfile::tempdir().unwrap();
-        let paths = Paths { socket: folder.path().join("none.sock"), state: folder.path().join("state") };
+        let home = folder.path().to_str().map(str::to_owned);
+        let paths =
+            Paths::resolve(|name| (name == "HOME" || name == "XDG_RUNTIME_DIR").then(|| home.clone())?, 0, Platform::CURRENT).unwrap();
         let refused = Client::connect(&paths, Start::Never).await.unwrap_err();
         assert!(refused.is_disconnected() && refused.hint.contains("openagent daemon start"), "{refused:?}");
-        assert!(!paths.state.exists(), "nothing was made");
+        assert!(!paths.state_dir.exists(), "nothing was made");
     }
 }
