@@ -168,7 +168,8 @@ pub trait Driver: Send + Sync {
         source: WorkspaceSource,
     ) -> BoxFuture<'a, Result<(), Fault>>;
 
-    /// The workspace as a tar archive whose entries are relative to it (`./...`), whether the instance runs, is stopped, or there is none.
+    /// The workspace as a tar archive, whether the instance runs, is stopped, or there is none. Entries are relative to it, with or without a leading
+    /// `./`; their content is the agent's, and therefore hostile.
     fn read_workspace<'a>(&'a self, session: &'a SessionId, instance: Option<&'a InstanceId>) -> BoxFuture<'a, Result<TarStream, Fault>>;
 
     /// Everything that this daemon has made and not removed.

@@ -144,7 +144,7 @@ pub fn stream_seed(source: WorkspaceSource, ownership: Ownership) -> (Chunks, Jo
     (ReceiverStream::new(received), writing)
 }
 
-/// Reads a folder in the background as a tar archive; entries are relative to it (`./...`).
+/// Reads a folder in the background as a tar archive; entries are relative to it.
 #[must_use]
 pub fn stream_folder(root: PathBuf) -> StreamReader<Chunks, Bytes> {
     let (chunks, received) = mpsc::channel(CHUNKS_QUEUED_MAX);

@@ -1,6 +1,6 @@
 //! The HTTP protocol between daemon and sidecar: paths, JSON bodies, error codes, and the preambles of the streams that carry it.
 //!
-//! A stream that the driver dialled begins with one line, `openagent/1 control` or `openagent/1 relay`, sent by the daemon. On a control stream the
+//! A stream that the driver dialled begins with one line, `openagent/1 control` or `openagent/1 relay`, sent by the daemon, or by the `exec` bridge in its place. On a control stream the
 //! daemon then speaks HTTP/2 as client: paths below. On a relay stream the roles are reversed: the sidecar speaks HTTP/2 as client and the daemon
 //! serves [`relay`]. The `exec` bridge prints [`BRIDGE_MAGIC`] before the first byte of the sidecar, because a container engine reports a failed exec as output.
 //!

@@ -24,6 +24,7 @@ use bollard::query_parameters::{
 };
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use openagent_core::config::LinkMode;
 use openagent_core::id::{InstanceId, SessionId};
 use openagent_core::instance::ExitCause;
 use openagent_core::session::{Fault, WorkspaceSource};
@@ -50,18 +51,6 @@ const SHARED_KERNEL_RUNTIMES: [&str; 3] = ["runc", "crun", "io.containerd.runc.v
 
 /// Lines of the sidecar's output that are fetched at most.
 const LOG_LINES: &str = "200";
-
-/// How a sidecar is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LinkMode {
-    /// By what turns out to work.
-    #[default]
-    Auto,
-    /// By its socket in a mounted folder.
-    Socket,
-    /// By the `exec` bridge.
-    Exec,
-}
 
 /// Settings of the driver.
 #[derive(Debug, Clone)]
@@ -506,14 +495,14 @@ mod tests {
 
     #[test]
     fn a_container_ended_for_lack_of_memory_only_if_its_main_process_was_killed() {
+        use ContainerStateStatusEnum::{CREATED, EXITED, RUNNING};
         let state = |status, code, starved| ContainerState {
             status: Some(status),
-            running: Some(status == ContainerStateStatusEnum::RUNNING),
+            running: Some(status == RUNNING),
             exit_code: Some(code),
             oom_killed: Some(starved),
             ..ContainerState::default()
         };
-        use ContainerStateStatusEnum::{CREATED, EXITED, RUNNING};
         let table = [
             (state(CREATED, 0, false), Observed::Created),
             (state(RUNNING, 0, true), Observed::Running),

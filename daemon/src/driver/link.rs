@@ -12,7 +12,7 @@ use std::time::Duration;
 use openagent_core::id::InstanceId;
 use openagent_core::session::Fault;
 use openagent_proto::sidecar::SOCKET_NAME;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use super::{BoxStream, Purpose};
@@ -102,13 +102,8 @@ fn failed(what: &str, folder: &Path, error: &io::Error) -> Fault {
 /// Connects to a sidecar's socket and sends the preamble.
 pub(super) async fn connect(socket: &Path, purpose: Purpose) -> io::Result<BoxStream> {
     let mut stream = UnixStream::connect(socket).await?;
-    send_preamble(&mut stream, purpose).await?;
-    Ok(Box::new(stream))
-}
-
-pub(super) async fn send_preamble(stream: &mut (impl AsyncWrite + Unpin), purpose: Purpose) -> io::Result<()> {
     stream.write_all(format!("{}\n", purpose.preamble()).as_bytes()).await?;
-    stream.flush().await
+    Ok(Box::new(stream))
 }
 
 /// Pauses between tries, each half as long again as the one before.

@@ -230,19 +230,14 @@ impl LocalDriver {
             let message = format!("the sidecar {} could not be started: {error}", self.options.sidecar.display());
             Fault::new("SIDECAR_MISSING", message, "install openagent-sidecar next to openagentd")
         })?;
-        let identity = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Identity::of);
-        let recorded = match identity {
-            Some(identity) => write_record(&folder.join("process.json"), &identity),
-            None => Err(not_running(instance, &Observed::Missing)),
-        };
-        if let Err(fault) = recorded {
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).expect("a child that was not waited for has its id");
+        let recorded = write_record(&folder.join("process.json"), &Identity::of_child(pid));
+        if recorded.is_err() {
             // Nobody would find it again.
             let _ended = child.start_kill();
-            self.reap(instance.clone(), child, folder.join("exit.json"));
-            return Err(fault);
         }
         self.reap(instance.clone(), child, folder.join("exit.json"));
-        Ok(())
+        recorded
     }
 
     fn reap(&self, instance: InstanceId, mut child: Child, exit: PathBuf) {
@@ -257,11 +252,11 @@ impl LocalDriver {
     }
 
     async fn wait_for_end(&self, session: &SessionId, instance: &InstanceId) -> ExitCause {
-        if let Some(mut child) = self.child(instance) {
-            if let Ok(cause) = child.wait_for(Option::is_some).await {
-                return cause.clone().unwrap_or(ExitCause::Exited { code: UNKNOWN_EXIT });
-            }
-            // The reaper was dropped at a shutdown; the process may live on.
+        // Without an answer the reaper was dropped at a shutdown; the process may live on.
+        if let Some(mut child) = self.child(instance)
+            && let Ok(cause) = child.wait_for(Option::is_some).await
+        {
+            return cause.clone().unwrap_or(ExitCause::Exited { code: UNKNOWN_EXIT });
         }
         let process = self.instance(session, instance).join("process.json");
         loop {

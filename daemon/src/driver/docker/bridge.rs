@@ -19,7 +19,7 @@ use openagent_core::session::Fault;
 use openagent_proto::sidecar::BRIDGE_MAGIC;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::super::{BoxStream, Purpose, link};
+use super::super::{BoxStream, Purpose};
 use super::engine::{ASK_LIMIT, Engine};
 use super::spec::SIDECAR;
 
@@ -50,7 +50,7 @@ impl From<Fault> for BridgeError {
     }
 }
 
-/// Starts a bridge in the container and sends the preamble through it.
+/// Starts a bridge in the container. It sends the preamble by itself, and its magic line once it has reached the sidecar.
 pub(super) async fn open(engine: &Engine, container: &str, purpose: Purpose) -> Result<BoxStream, BridgeError> {
     let client = engine.client()?;
     let config = ExecConfig {
@@ -74,11 +74,7 @@ pub(super) async fn open(engine: &Engine, container: &str, purpose: Purpose) -> 
     };
     let mut stream = ExecStream { output, input, pending: Bytes::new(), complaint: BytesMut::new() };
     let complaint = match tokio::time::timeout(MAGIC_LIMIT, stream.expect_magic()).await {
-        Ok(Ok(())) => {
-            let sent = link::send_preamble(&mut stream, purpose).await;
-            sent.map_err(|error| BridgeError::Later(failed(&format!("it closed at once: {error}"), None)))?;
-            return Ok(Box::new(stream));
-        }
+        Ok(Ok(())) => return Ok(Box::new(stream)),
         Ok(Err(complaint)) => complaint,
         Err(_) => "it said nothing".to_owned(),
     };

@@ -180,6 +180,9 @@ fn candidates(home: Option<&Path>, runtime: Option<&Path>) -> Vec<PathBuf> {
 }
 
 fn io_kind(error: &Error) -> Option<std::io::ErrorKind> {
+    if let Error::IOError { err } = error {
+        return Some(err.kind());
+    }
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {

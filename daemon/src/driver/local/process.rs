@@ -19,11 +19,16 @@ pub(super) struct Identity {
 impl Identity {
     /// Of the process that has this id now.
     pub(super) fn of(pid: i32) -> Option<Self> {
-        start_of(pid).map(|started| Self { pid, started })
+        start_of(pid, false).map(|started| Self { pid, started })
+    }
+
+    /// Of a child that was not reaped yet, which may have ended already.
+    pub(super) fn of_child(pid: i32) -> Self {
+        Self { pid, started: start_of(pid, true).unwrap_or_else(|| "unknown".to_owned()) }
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        start_of(self.pid).is_some_and(|started| started == self.started)
+        start_of(self.pid, false).is_some_and(|started| started == self.started)
     }
 
     /// Signals the process if it is still the same.
@@ -61,9 +66,9 @@ fn stat(pid: i32) -> Option<Vec<String>> {
 }
 
 #[cfg(target_os = "linux")]
-fn start_of(pid: i32) -> Option<String> {
+fn start_of(pid: i32, ended_too: bool) -> Option<String> {
     let fields = stat(pid)?;
-    if matches!(fields.first()?.as_str(), "Z" | "X") {
+    if !ended_too && matches!(fields.first()?.as_str(), "Z" | "X") {
         return None;
     }
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -90,10 +95,10 @@ fn ps(arguments: &[&str]) -> Option<String> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn start_of(pid: i32) -> Option<String> {
+fn start_of(pid: i32, ended_too: bool) -> Option<String> {
     let line = ps(&["-o", "stat=,lstart=", "-p", &pid.to_string()])?;
     let (state, started) = line.trim().split_once(' ')?;
-    (!state.starts_with('Z')).then(|| started.trim().to_owned())
+    (ended_too || !state.starts_with('Z')).then(|| started.trim().to_owned())
 }
 
 /// Parent by process.

@@ -1,0 +1,310 @@
+//! The container driver on a real engine, with the real image and sidecar.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+#[path = "support/driver.rs"]
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use openagent_core::config::LinkMode;
+use openagent_core::instance::ExitCause;
+use openagent_core::session::WorkspaceSource;
+use openagentd::driver::docker::{DockerDriver, DockerOptions};
+use openagentd::driver::{Driver, Observed, OwnedKind, Purpose};
+use openagentd::task::Tasks;
+use support::{Subject, assert_example, copy_of, eventually, example_folder, files, in_time};
+use tokio::io::AsyncReadExt;
+
+/// Names the socket in a re-run of one test as another user.
+const SOCKET_VARIABLE: &str = "OPENAGENT_TEST_SOCKET";
+
+fn docker(arguments: &[&str]) -> String {
+    let output = Command::new("docker").args(arguments).output().expect("the docker command");
+    assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// A driver of its own label; what a failed test leaves is removed by it.
+struct Fixture {
+    driver: DockerDriver,
+    options: DockerOptions,
+    _runtime: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new(link_mode: LinkMode) -> Self {
+        let runtime = tempfile::tempdir().unwrap();
+        let options = DockerOptions {
+            endpoint: None,
+            image: std::env::var("OPENAGENT_TEST_IMAGE").unwrap_or_else(|_| "openagent-agent:latest".to_owned()),
+            runtime: None,
+            link_mode,
+            runtime_dir: runtime.path().to_path_buf(),
+            state_label: format!("test-{}", Subject::new().session),
+        };
+        Self { driver: DockerDriver::new(options.clone(), Tasks::new()), options, _runtime: runtime }
+    }
+
+    /// The driver of a daemon that was started again.
+    fn restarted(&self) -> DockerDriver {
+        DockerDriver::new(self.options.clone(), Tasks::new())
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let filter = format!("label=dev.openagent.state={}", self.options.state_label);
+        for container in docker(&["ps", "--all", "--quiet", "--filter", &filter]).lines() {
+            docker(&["rm", "--force", container]);
+        }
+        for volume in docker(&["volume", "ls", "--quiet", "--filter", &filter]).lines() {
+            docker(&["volume", "rm", volume]);
+        }
+    }
+}
+
+fn container(subject: &Subject) -> String {
+    format!("openagent-{}", subject.instance)
+}
+
+fn code<T>(outcome: Result<T, openagent_core::session::Fault>) -> String {
+    let fault = outcome.err().expect("a fault");
+    assert!(!fault.message.is_empty() && !fault.hint.is_empty(), "{fault:?}");
+    fault.code
+}
+
+#[tokio::test]
+async fn a_sidecar_answers_over_http2_in_every_link_mode() {
+    for mode in [LinkMode::Socket, LinkMode::Exec, LinkMode::Auto] {
+        let fixture = Fixture::new(mode);
+        let (driver, subject) = (&fixture.driver, Subject::new());
+        assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Missing);
+        subject.start(driver, WorkspaceSource::Empty).await;
+        assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Running);
+        assert_eq!(subject.ask_health(driver).await.status, "ok", "{mode:?}");
+        drop(driver.dial(&subject.session, &subject.instance, Purpose::Relay).await.unwrap());
+        assert_eq!(subject.ask_health(&fixture.restarted()).await.status, "ok", "{mode:?}");
+        driver.stop(&subject.session, &subject.instance, Duration::from_secs(10)).await.unwrap();
+        let ended = driver.inspect(&subject.session, &subject.instance).await.unwrap();
+        assert!(matches!(ended, Observed::Ended(ExitCause::Exited { code }) if code != 137), "it ended by itself: {ended:?}");
+        assert_eq!(code(driver.dial(&subject.session, &subject.instance, Purpose::Control).await), "INSTANCE_NOT_RUNNING");
+        subject.end(driver).await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_sockets_do_not_reach_is_found_out_and_remembered() {
+    let fixture = Fixture::new(LinkMode::Auto);
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    subject.start(driver, WorkspaceSource::Empty).await;
+    // The mount stays with the moved folder, so that the socket is out of reach as it is with an engine on another machine.
+    let links = fixture.options.runtime_dir.join("l");
+    let folder = std::fs::read_dir(&links).unwrap().next().unwrap().unwrap().path();
+    std::fs::rename(&folder, links.join("moved")).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    assert_eq!(subject.ask_health(driver).await.status, "ok");
+
+    let next = Subject::new();
+    driver.ensure_volumes(&next.session).await.unwrap();
+    driver.create(next.spec()).await.unwrap();
+    let mounts = docker(&["inspect", "--format", "{{range .Mounts}}{{.Type}} {{end}}", &container(&next)]);
+    assert!(mounts.contains("tmpfs") && !mounts.contains("bind"), "{mounts}");
+    driver.remove(&next.session, &next.instance).await.unwrap();
+    driver.remove_volumes(&next.session).await.unwrap();
+    subject.end(driver).await;
+}
+
+#[tokio::test]
+async fn an_end_is_told_with_its_cause() {
+    let fixture = Fixture::new(LinkMode::Auto);
+    let driver = &fixture.driver;
+    // A child process takes all memory, while the kernel is told to prefer the sidecar.
+    let starve = "echo 1000 > /proc/1/oom_score_adj; exec tail /dev/zero";
+    let ways: [(&[&str], ExitCause); 3] = [
+        (&["kill", "--signal", "KILL"], ExitCause::Exited { code: 137 }),
+        (&["rm", "--force"], ExitCause::Removed),
+        (&["exec", "--detach", "CONTAINER", "sh", "-c", starve], ExitCause::OutOfMemory),
+    ];
+    for (way, cause) in ways {
+        let subject = Subject::new();
+        subject.start(driver, WorkspaceSource::Empty).await;
+        subject.ask_health(driver).await;
+        let name = container(&subject);
+        let mut arguments: Vec<&str> = way.iter().map(|word| if *word == "CONTAINER" { name.as_str() } else { word }).collect();
+        if !way.contains(&"CONTAINER") {
+            arguments.push(&name);
+        }
+        let ended = driver.ended(&subject.session, &subject.instance);
+        let (ended, _) = tokio::join!(in_time(ended), async { docker(&arguments) });
+        assert_eq!(ended, cause);
+        assert_eq!(in_time(driver.ended(&subject.session, &subject.instance)).await, cause, "asked again");
+        subject.end(driver).await;
+    }
+}
+
+#[tokio::test]
+async fn a_workspace_goes_in_and_comes_back_whether_the_session_runs_or_not() {
+    let fixture = Fixture::new(LinkMode::Auto);
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    let folder = example_folder();
+    subject.start(driver, copy_of(folder.path())).await;
+    subject.ask_health(driver).await;
+    let name = container(&subject);
+    docker(&["exec", "--user", "1000:1000", &name, "sh", "-c", "echo more >> src/deep/text && git init --quiet . && rm run.sh"]);
+    docker(&[
+        "exec",
+        "--user",
+        "1000:1000",
+        &name,
+        "sh",
+        "-c",
+        "printf '#!/bin/sh\\n' > run.sh; chmod +x run.sh; printf text > src/deep/text",
+    ]);
+    assert_example(&files(driver.read_workspace(&subject.session, Some(&subject.instance)).await.unwrap()).await);
+    driver.stop(&subject.session, &subject.instance, Duration::from_secs(10)).await.unwrap();
+    driver.remove(&subject.session, &subject.instance).await.unwrap();
+    assert_example(&files(driver.read_workspace(&subject.session, None).await.unwrap()).await);
+
+    let mut unfinished = driver.read_workspace(&subject.session, None).await.unwrap();
+    unfinished.read_u8().await.unwrap();
+    let listed = driver.list().await.unwrap();
+    assert!(listed.iter().any(|owned| owned.kind == OwnedKind::Reader && !owned.running), "{listed:?}");
+    drop(unfinished);
+    subject.end(driver).await;
+    assert_eq!(code(driver.read_workspace(&subject.session, None).await), "WORKSPACE_MISSING");
+}
+
+#[tokio::test]
+async fn a_bad_workspace_source_is_the_fault_that_is_told() {
+    let fixture = Fixture::new(LinkMode::Auto);
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    driver.ensure_volumes(&subject.session).await.unwrap();
+    driver.create(subject.spec()).await.unwrap();
+    let filled = driver.fill_workspace(&subject.session, &subject.instance, copy_of(Path::new("/nowhere/at/all"))).await;
+    assert_eq!(code(filled), "WORKSPACE_SOURCE");
+    subject.end(driver).await;
+}
+
+#[tokio::test]
+async fn everything_that_is_held_is_listed_and_what_others_hold_is_not() {
+    let fixture = Fixture::new(LinkMode::Auto);
+    let other = Fixture::new(LinkMode::Auto);
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    driver.ensure_volumes(&subject.session).await.unwrap();
+    driver.create(subject.spec()).await.unwrap();
+    assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Created);
+    // As after a crash between two steps: the same instance again, with the token of now.
+    driver.create(subject.spec()).await.unwrap();
+    let listed = driver.list().await.unwrap();
+    let kinds: Vec<_> = listed.iter().map(|owned| (owned.kind, owned.instance.is_some(), owned.running)).collect();
+    assert_eq!(kinds, [(OwnedKind::Volume, false, false), (OwnedKind::Instance, true, false)]);
+    assert!(listed.iter().all(|owned| owned.session == subject.session));
+    assert!(other.driver.list().await.unwrap().is_empty());
+    driver.start(&subject.session, &subject.instance).await.unwrap();
+    assert!(driver.list().await.unwrap().iter().any(|owned| owned.kind == OwnedKind::Instance && owned.running));
+    subject.end(driver).await;
+}
+
+#[tokio::test]
+async fn a_container_is_closed_to_the_agent_and_to_the_network() {
+    let fixture = Fixture::new(LinkMode::Auto);
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    subject.start(driver, WorkspaceSource::Empty).await;
+    subject.ask_health(driver).await;
+    let name = container(&subject);
+    let script = "ls /run/openagent /var/lib/openagent || touch /etc/x || echo denied; touch /workspace/x /tmp/x /home/agent/x && echo open; \
+                  cat /sys/class/net/*/operstate | wc -l; grep CapEff /proc/self/status | cut -f2; stat -c %a:%u /workspace";
+    let told = docker(&["exec", "--user", "1000:1000", &name, "sh", "-c", &format!("({script}) 2>/dev/null")]);
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(&lines[..2], ["denied", "open"], "{told}");
+    assert_eq!(&lines[3..], ["0000000000000000", "2775:1000"], "{told}");
+    assert_eq!(docker(&["inspect", "--format", "{{.HostConfig.NetworkMode}} {{len .NetworkSettings.Ports}}", &name]), "none 0");
+    assert!(driver.logs(&subject.session, &subject.instance, 4096).await.len() <= 4096);
+    subject.end(driver).await;
+}
+
+#[tokio::test]
+async fn a_missing_image_is_a_fault_at_both_doors() {
+    let mut fixture = Fixture::new(LinkMode::Auto);
+    fixture.options.image = "openagent-no-such-image:never".to_owned();
+    let (driver, subject) = (fixture.restarted(), Subject::new());
+    assert_eq!(code(driver.ensure_image().await), "IMAGE_MISSING");
+    assert_eq!(code(driver.create(subject.spec()).await), "IMAGE_MISSING");
+    assert!(driver.list().await.unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(fixture.options.runtime_dir.join("l")).unwrap().count(), 0, "no link folder is left");
+}
+
+fn at(endpoint: &Path) -> DockerDriver {
+    let mut options = Fixture::new(LinkMode::Auto).options.clone();
+    options.endpoint = Some(format!("unix://{}", endpoint.display()));
+    DockerDriver::new(options, Tasks::new())
+}
+
+#[tokio::test]
+async fn an_engine_that_is_missing_or_down_is_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("engine.sock");
+    assert_eq!(code(at(&socket).health().await), "ENGINE_MISSING");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert_eq!(code(at(&socket).health().await), "ENGINE_DOWN");
+    let health = Fixture::new(LinkMode::Auto).driver.health().await.unwrap();
+    assert!(health.contains("Docker") || health.contains("Podman"), "{health}");
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("engine.sock");
+    let _accepts_and_says_nothing = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    assert_eq!(code(at(&socket).health().await), "ENGINE_TIMEOUT");
+}
+
+#[tokio::test]
+async fn a_socket_that_the_user_may_not_use_is_told_as_such() {
+    if let Some(socket) = std::env::var_os(SOCKET_VARIABLE) {
+        let options = DockerOptions {
+            endpoint: Some(PathBuf::from(socket).display().to_string()),
+            image: String::new(),
+            runtime: None,
+            link_mode: LinkMode::Auto,
+            runtime_dir: PathBuf::from("/nonexistent"),
+            state_label: String::new(),
+        };
+        assert_eq!(code(DockerDriver::new(options, Tasks::new()).health().await), "ENGINE_FORBIDDEN");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = folder.path().join("engine.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o000)).unwrap();
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "a_socket_that_the_user_may_not_use_is_told_as_such"]).env(SOCKET_VARIABLE, &socket);
+    if nix::unistd::geteuid().is_root() {
+        // Modes do not bind root; a copy of this test that the other user can reach does.
+        let copy = folder.path().join("test");
+        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        again = {
+            let mut command = Command::new(copy);
+            command.args(again.get_args()).env(SOCKET_VARIABLE, &socket).current_dir("/").uid(65_534).gid(65_534);
+            command
+        };
+    }
+    let output = again.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[tokio::test]
+async fn volumes_in_use_are_not_removed_in_silence() {
+    let fixture = Fixture::new(LinkMode::Auto);
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    driver.ensure_volumes(&subject.session).await.unwrap();
+    driver.create(subject.spec()).await.unwrap();
+    assert_eq!(code(driver.remove_volumes(&subject.session).await), "VOLUME_IN_USE");
+    subject.end(driver).await;
+    eventually("the volumes are gone", || async { driver.list().await.unwrap().is_empty() }).await;
+}
