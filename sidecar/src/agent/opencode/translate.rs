@@ -16,7 +16,7 @@ mod turn;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use openagent_core::event::{EventKind, FileDiff, PartDelta};
+use openagent_core::event::{EventKind, FileDiff, PartDelta, TodoItem};
 use openagent_core::id::ConversationId;
 use openagent_core::time::Timestamp;
 use serde_json::Value;
@@ -89,6 +89,7 @@ pub struct Translator {
     subagents: BTreeSet<String>,
     title: String,
     diff: Vec<FileDiff>,
+    todo: Vec<TodoItem>,
     sequences: BTreeMap<String, u64>,
     replayed: VecDeque<String>,
     outputs: Vec<Output>,
@@ -108,6 +109,7 @@ impl Translator {
             subagents: BTreeSet::new(),
             title: String::new(),
             diff: Vec::new(),
+            todo: Vec::new(),
             sequences: BTreeMap::new(),
             replayed: VecDeque::new(),
             outputs: Vec::new(),
@@ -205,7 +207,7 @@ impl Translator {
             "session.error" => self.error(properties, now),
             "session.created" | "session.updated" => self.session(field(properties, "info")),
             "session.diff" => self.session_diff(properties),
-            "todo.updated" => self.todo(properties),
+            "todo.updated" => self.todos(properties),
             "permission.asked" => self.permission_asked(properties, now),
             "permission.replied" => self.permission_replied(properties),
             "question.asked" => self.question_asked(properties, now),
@@ -252,14 +254,18 @@ impl Translator {
         Some(())
     }
 
-    fn todo(&mut self, properties: &Value) -> Option<()> {
+    fn todos(&mut self, properties: &Value) -> Option<()> {
         if text(properties, "sessionID") == self.root.as_str() {
-            let items = list(properties, "todos").iter().map(|item| openagent_core::event::TodoItem {
+            let items = list(properties, "todos").iter().map(|item| TodoItem {
                 content: text(item, "content").to_owned(),
                 status: text(item, "status").to_owned(),
                 priority: text(item, "priority").to_owned(),
             });
-            self.record(EventKind::Todo { items: items.collect() });
+            let items: Vec<_> = items.collect();
+            if items != self.todo {
+                self.todo.clone_from(&items);
+                self.record(EventKind::Todo { items });
+            }
         }
         Some(())
     }
@@ -303,7 +309,7 @@ impl Translator {
         }
         self.resync_requests(state, now);
         if let Some(todos) = &state.todos {
-            self.todo(&serde_json::json!({ "sessionID": root, "todos": todos }));
+            self.todos(&serde_json::json!({ "sessionID": root, "todos": todos }));
         }
         self.take()
     }

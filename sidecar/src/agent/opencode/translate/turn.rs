@@ -180,6 +180,10 @@ impl Translator {
             return Some(());
         }
         if own && self.turn.open {
+            // Behind an error of its own OpenCode sends a second one that says nothing.
+            if self.turn.error.is_some() && failure.message == "UnknownError: UnknownError" {
+                return Some(());
+            }
             self.turn.error = Some(failure.message.clone());
             // An error before the first sign of work (an unknown agent) is followed by nothing at all.
             if !self.turn.worked && self.turn.end_at.is_none() {
