@@ -427,4 +427,4 @@ fn decode_event(stored: &[u8]) -> Result<(Timestamp, EventKind), StoreError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

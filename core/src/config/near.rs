@@ -6,7 +6,7 @@ const COMPARED_MAX_CHARS: usize = 100;
 /// The candidate that `word` was probably meant to be: one that differs in few letters, or begins with it.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word: Vec<char> = word.to_lowercase().chars().take(COMPARED_MAX_CHARS).collect();
-    let bound = (word.len() / 3).max(1);
+    let bound = word.len().div_ceil(3);
     let scored = candidates.into_iter().filter_map(|candidate| {
         let letters: Vec<char> = candidate.to_lowercase().chars().take(COMPARED_MAX_CHARS).collect();
         let distance = distance(&word, &letters);

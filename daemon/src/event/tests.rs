@@ -1,1 +1,257 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::join_all;
+use openagent_core::event::{Part, PartBody, TurnOutcome};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::tests::record;
+
+const ONE: &str = "ses_01ARZ3NDEKTSV4RRFFQ69G5FAV";
+const AT: Timestamp = Timestamp::from_millis(1_795_336_693_531);
+
+fn one() -> SessionId {
+    ONE.parse().unwrap()
+}
+
+async fn fresh() -> (TempDir, EventLog) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("db")).await.unwrap();
+    store.put_session(&record(ONE)).await.unwrap();
+    (folder, EventLog::new(store))
+}
+
+fn note(text: impl ToString) -> (Timestamp, EventKind) {
+    (AT, EventKind::Gap { reason: text.to_string() })
+}
+
+fn text_part(part: &str, text: &str, done: bool) -> (Timestamp, EventKind) {
+    let body = PartBody::Text { text: text.to_owned(), done, synthetic: false };
+    let part = Part { id: part.parse().unwrap(), message: "msg".parse().unwrap(), conversation: ONE.parse().unwrap(), body };
+    (AT, EventKind::Part { part })
+}
+
+fn letters(part: &str, offset: u64, text: &str) -> PartDelta {
+    PartDelta { message: "msg".parse().unwrap(), part: part.parse().unwrap(), offset, text: text.to_owned() }
+}
+
+async fn next(reader: &mut EventReader) -> Item {
+    tokio::time::timeout(Duration::from_secs(20), reader.next()).await.expect("an item within 20 seconds").unwrap()
+}
+
+/// What is there without waiting for anything new; the store is given time to read.
+async fn ready(reader: &mut EventReader, until: impl Fn(&Item) -> bool) -> Vec<Item> {
+    let mut items = vec![];
+    loop {
+        let item = next(reader).await;
+        let is_last = until(&item);
+        items.push(item);
+        if is_last {
+            return items;
+        }
+    }
+}
+
+fn seqs(items: &[Item]) -> Vec<u64> {
+    items.iter().filter_map(|item| if let Item::Event(event) = item { Some(event.seq) } else { None }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_readers_each_get_everything_once_while_one_is_stuck() {
+    let (_folder, log) = fresh().await;
+    let mut stuck = log.subscribe(&one(), 0, true).await.unwrap();
+    let session = one();
+    let readers = join_all((0..50).map(|_| log.subscribe(&session, 0, true))).await;
+    let reading = readers.into_iter().map(|reader| {
+        let mut reader = reader.unwrap();
+        async move { ready(&mut reader, |item| matches!(item, Item::Event(event) if event.seq == 1_000)).await }
+    });
+    let appending = async {
+        for n in 0..100 {
+            log.append(&one(), (0..10).map(|m| note(format!("{n} {m} {}", "x".repeat(8_000)))).collect(), None).await.unwrap();
+        }
+    };
+    let (all, ()) = futures::join!(join_all(reading), appending);
+    for items in all {
+        assert_eq!(seqs(&items), (1..=1_000).collect::<Vec<_>>());
+        assert_eq!(items.iter().filter(|item| matches!(item, Item::CaughtUp(_))).count(), 1);
+    }
+    let late = ready(&mut stuck, |item| matches!(item, Item::Event(event) if event.seq == 1_000)).await;
+    assert_eq!(seqs(&late), (1..=1_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_reader_catches_up_once_and_goes_on_from_its_cursor() {
+    let (_folder, log) = fresh().await;
+    assert_eq!(log.append(&one(), (0..5).map(note).collect(), Some(9)).await.unwrap(), 5);
+    assert_eq!(log.info(&one()).await.unwrap().journal_seq, 9);
+    let mut reader = log.subscribe(&one(), 3, false).await.unwrap();
+    let items = ready(&mut reader, |item| matches!(item, Item::CaughtUp(_))).await;
+    assert_eq!((seqs(&items), items.last()), (vec![4, 5], Some(&Item::CaughtUp(5))));
+    assert!(reader.next().now_or_never().is_none());
+    log.append(&one(), vec![note("more")], None).await.unwrap();
+    assert!(matches!(next(&mut reader).await, Item::Event(event) if event.seq == 6));
+    let mut at_the_end = log.subscribe(&one(), 6, false).await.unwrap();
+    assert_eq!(next(&mut at_the_end).await, Item::CaughtUp(6));
+}
+
+#[tokio::test]
+async fn cursors_and_sessions_that_are_not_there_are_errors_and_removal_is_told() {
+    let (_folder, log) = fresh().await;
+    assert!(matches!(log.subscribe(&one(), 1, false).await, Err(StoreError::CursorBeyondEnd { last: 0, .. })));
+    let other = "ses_01ARZ3NDEKTSV4RRFFQ69G5FAW".parse().unwrap();
+    assert!(matches!(log.subscribe(&other, 0, false).await, Err(StoreError::UnknownSession(_))));
+    let mut reader = log.subscribe(&one(), 0, true).await.unwrap();
+    assert_eq!(next(&mut reader).await, Item::CaughtUp(0));
+    let session = one();
+    let (item, removed) = futures::join!(next(&mut reader), log.remove(&session));
+    removed.unwrap();
+    assert_eq!((item, next(&mut reader).await), (Item::Removed, Item::Removed));
+    assert!(log.append(&one(), vec![note("late")], None).await.is_err());
+}
+
+#[tokio::test]
+async fn an_append_whose_caller_has_gone_is_still_shown() {
+    let (_folder, log) = fresh().await;
+    let mut reader = log.subscribe(&one(), 0, false).await.unwrap();
+    assert_eq!(next(&mut reader).await, Item::CaughtUp(0));
+    assert!(log.append(&one(), vec![note("a")], None).now_or_never().is_none());
+    assert!(matches!(next(&mut reader).await, Item::Event(event) if event.seq == 1));
+    assert_eq!(log.info(&one()).await.unwrap().last_seq, 1);
+}
+
+#[tokio::test]
+async fn letters_come_between_the_first_and_the_final_state_of_their_part() {
+    let (_folder, log) = fresh().await;
+    let mut reader = log.subscribe(&one(), 0, true).await.unwrap();
+    let mut plain = log.subscribe(&one(), 0, false).await.unwrap();
+    log.delta(&one(), letters("p", 0, "too early")).await.unwrap();
+    log.append(&one(), vec![text_part("p", "", false)], None).await.unwrap();
+    log.delta(&one(), letters("p", 0, "Hello")).await.unwrap();
+    let items = ready(&mut reader, |item| matches!(item, Item::Delta(_))).await;
+    assert_eq!(seqs(&items), [1]);
+    assert_eq!(items.last(), Some(&Item::Delta(letters("p", 0, "Hello"))));
+    for (offset, text) in [(5, ", "), (7, "world")] {
+        log.delta(&one(), letters("p", offset, text)).await.unwrap();
+    }
+    assert_eq!(next(&mut reader).await, Item::Delta(letters("p", 5, ", world")), "what came while it was slow comes in one piece");
+    log.delta(&one(), letters("p", 12, "!")).await.unwrap();
+    log.append(&one(), vec![text_part("p", "Hello, world!", true)], None).await.unwrap();
+    log.delta(&one(), letters("p", 13, "too late")).await.unwrap();
+    assert!(matches!(next(&mut reader).await, Item::Event(event) if event.seq == 2));
+    assert!(reader.next().now_or_never().is_none());
+    let plain = ready(&mut plain, |item| matches!(item, Item::Event(event) if event.seq == 2)).await;
+    assert!(!plain.iter().any(|item| matches!(item, Item::Delta(_))));
+}
+
+#[tokio::test]
+async fn a_late_reader_gets_the_text_so_far_and_the_end_of_a_turn_clears_it() {
+    let (_folder, log) = fresh().await;
+    log.append(&one(), vec![text_part("p", "", false)], None).await.unwrap();
+    log.delta(&one(), letters("p", 0, "so far")).await.unwrap();
+    let mut late = log.subscribe(&one(), 1, true).await.unwrap();
+    assert_eq!(next(&mut late).await, Item::CaughtUp(1));
+    assert_eq!(next(&mut late).await, Item::Delta(letters("p", 0, "so far")));
+    log.append(&one(), vec![(AT, EventKind::TurnEnded { outcome: TurnOutcome::Completed })], None).await.unwrap();
+    log.delta(&one(), letters("p", 6, " and on")).await.unwrap();
+    assert!(matches!(next(&mut late).await, Item::Event(_)));
+    assert!(late.next().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn a_recorded_state_in_between_is_continued_and_so_is_one_from_before_a_restart() {
+    let (folder, log) = fresh().await;
+    let mut reader = log.subscribe(&one(), 0, true).await.unwrap();
+    log.append(&one(), vec![text_part("p", "", false)], None).await.unwrap();
+    log.delta(&one(), letters("p", 0, "abcdef")).await.unwrap();
+    ready(&mut reader, |item| matches!(item, Item::Delta(_))).await;
+    log.append(&one(), vec![text_part("p", "abc", false)], None).await.unwrap();
+    assert!(matches!(next(&mut reader).await, Item::Event(event) if event.seq == 2));
+    assert_eq!(next(&mut reader).await, Item::Delta(letters("p", 3, "def")), "it stands at what was recorded");
+    drop((reader, log));
+    let log = EventLog::new(Store::open(folder.path().join("db")).await.unwrap());
+    log.delta(&one(), letters("p", 3, "xyz")).await.unwrap();
+    let mut reader = log.subscribe(&one(), 2, true).await.unwrap();
+    assert_eq!(next(&mut reader).await, Item::CaughtUp(2));
+    assert_eq!(next(&mut reader).await, Item::Delta(letters("p", 0, "abcxyz")));
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Append(u8),
+    Read(u8),
+    Subscribe(u8),
+    Drop,
+    Letters,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        (1u8..40).prop_map(Act::Append),
+        (1u8..60).prop_map(Act::Read),
+        any::<u8>().prop_map(Act::Subscribe),
+        Just(Act::Drop),
+        Just(Act::Letters),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_interleaved_every_reader_gets_each_event_once_and_in_order(acts in proptest::collection::vec(act(), 1..60)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let (_folder, log) = fresh().await;
+            log.append(&one(), vec![text_part("p", "", false)], None).await.unwrap();
+            let mut last = 1u64;
+            let mut written = 0u64;
+            let mut readers: Vec<(EventReader, u64)> = vec![];
+            for act in acts {
+                match act {
+                    Act::Append(count) => {
+                        last = log.append(&one(), (0..count).map(|n| note(format!("{n}{}", "y".repeat(7_000)))).collect(), None).await.unwrap();
+                    }
+                    Act::Letters => {
+                        log.delta(&one(), letters("p", written, "z")).await.unwrap();
+                        written += 1;
+                    }
+                    Act::Subscribe(at) => {
+                        let after = u64::from(at) % (last + 1);
+                        readers.push((log.subscribe(&one(), after, at % 2 == 0).await.unwrap(), after));
+                    }
+                    Act::Drop => drop(readers.pop()),
+                    Act::Read(count) => {
+                        for (reader, seen) in &mut readers {
+                            for _ in 0..count {
+                                if *seen == last {
+                                    break;
+                                }
+                                // A read that is cancelled at its first wait must lose nothing.
+                                let item = match reader.next().now_or_never() {
+                                    Some(item) => item.unwrap(),
+                                    None => next(reader).await,
+                                };
+                                if let Item::Event(event) = item {
+                                    *seen += 1;
+                                    assert_eq!(event.seq, *seen);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            for (mut reader, mut seen) in readers {
+                while seen < last {
+                    if let Item::Event(event) = next(&mut reader).await {
+                        seen += 1;
+                        assert_eq!(event.seq, seen);
+                    }
+                }
+            }
+        });
+    }
+}
