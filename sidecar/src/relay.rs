@@ -135,3 +135,113 @@ impl Relay {
         });
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::{BodyExt, Full};
+    use hyper::server::conn::http2 as server;
+    use hyper::service::service_fn;
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::task::Tasks;
+
+    fn call(text: &'static str) -> Request<RelayBody> {
+        let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never: Infallible| match never {}).boxed();
+        Request::post("http://relay/model/demo/chat").body(body).unwrap()
+    }
+
+    /// A daemon that answers each call with its name and what it was sent.
+    fn daemon(tasks: &Tasks, name: &'static str, stream: DuplexStream) -> crate::task::Task<()> {
+        let service = service_fn(move |request: Request<Incoming>| async move {
+            let body = request.into_body().collect().await?.to_bytes();
+            let answer = [name.as_bytes(), &body].concat();
+            Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(answer))))
+        });
+        tasks.spawn("daemon", async move {
+            let _ = server::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        })
+    }
+
+    fn connect(tasks: &Tasks, relay: &Relay) -> DuplexStream {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let relay = relay.clone();
+        tasks.spawn("relay", async move { relay.run(near).await });
+        far
+    }
+
+    async fn connected(relay: &Relay, number: u64) {
+        let mut streams = relay.current.subscribe();
+        let wanted = streams.wait_for(|current| current.as_ref().is_some_and(|stream| stream.number >= number));
+        tokio::time::timeout(Duration::from_secs(10), wanted).await.unwrap().unwrap();
+    }
+
+    async fn text(answer: Response<Incoming>) -> String {
+        String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_call_waits_for_a_daemon_to_come() {
+        let (tasks, relay) = (Tasks::default(), Relay::default());
+        let (answer, ()) = tokio::join!(relay.send(call("hello")), async {
+            tokio::task::yield_now().await;
+            daemon(&tasks, "first ", connect(&tasks, &relay));
+        });
+        assert_eq!(text(answer.unwrap()).await, "first hello");
+    }
+
+    #[tokio::test]
+    async fn a_call_does_not_wait_for_ever() {
+        let relay = Relay::with_wait_max(Duration::from_millis(10));
+        assert!(matches!(relay.send(call("hello")).await, Err(RelayError::NoDaemon)));
+    }
+
+    #[tokio::test]
+    async fn a_newer_stream_takes_the_calls_and_the_end_of_the_older_one_changes_nothing() {
+        let (tasks, relay) = (Tasks::default(), Relay::default());
+        let older = daemon(&tasks, "older ", connect(&tasks, &relay));
+        connected(&relay, 1).await;
+        daemon(&tasks, "newer ", connect(&tasks, &relay));
+        connected(&relay, 2).await;
+        older.abort();
+        for _ in 0..10 {
+            assert_eq!(text(relay.send(call("x")).await.unwrap()).await, "newer x");
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_restart_of_the_daemon_calls_go_on() {
+        let (tasks, relay) = (Tasks::default(), Relay::default());
+        let first = daemon(&tasks, "first ", connect(&tasks, &relay));
+        assert_eq!(text(relay.send(call("x")).await.unwrap()).await, "first x");
+        first.abort();
+        first.await;
+        let (answer, ()) = tokio::join!(relay.send(call("y")), async {
+            daemon(&tasks, "second ", connect(&tasks, &relay));
+        });
+        assert_eq!(text(answer.unwrap()).await, "second y");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_on_its_way_is_not_repeated() {
+        let (tasks, relay) = (Tasks::default(), Relay::default());
+        let stream = connect(&tasks, &relay);
+        let (arrived, arrival) = tokio::sync::oneshot::channel();
+        let arrived = std::sync::Mutex::new(Some(arrived));
+        let service = service_fn(move |_: Request<Incoming>| {
+            arrived.lock().unwrap().take().unwrap().send(()).unwrap();
+            std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
+        });
+        let daemon = tasks.spawn("daemon", async move {
+            let _ = server::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        });
+        let (answer, ()) = tokio::join!(relay.send(call("x")), async {
+            arrival.await.unwrap();
+            daemon.abort();
+        });
+        assert!(matches!(answer, Err(RelayError::Broken(_))));
+    }
+}

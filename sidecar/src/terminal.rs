@@ -198,12 +198,13 @@ impl Terminals {
         writing.abort();
         drop(reader);
         let code = status.map_or(-1, process::exit_code);
-        terminal.state().end(code);
-        terminal.doorbell.send_replace(());
-        self.forget_oldest_ended();
+        // Recorded first: whoever closes all terminals before the sidecar ends waits for the end that is shown.
         if let Err(error) = self.journal.record(EventKind::Terminal { id: terminal.id.clone(), exit_code: Some(code) }).await {
             tracing::error!(terminal = %terminal.id, %error, "the end of a terminal could not be recorded");
         }
+        terminal.state().end(code);
+        terminal.doorbell.send_replace(());
+        self.forget_oldest_ended();
     }
 
     fn forget_oldest_ended(&self) {

@@ -42,6 +42,10 @@ async fn read(request: Request) -> Result<Bytes, ApiError> {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // The parser would also take a list for the fields of an object, in their order.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, "the body is not a JSON object"));
+    }
     // The parser's own message can quote the body, which may hold a token or a prompt.
     serde_json::from_slice(body).map_err(|error| {
         let kind = match error.classify() {
