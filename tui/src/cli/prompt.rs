@@ -36,7 +36,7 @@ pub(super) async fn prompt(client: &Client, prompt: Prompt, format: Format) -> D
     if prompt.wait {
         let after = client.session(&id).await?.last_seq;
         let giving = client.prompt(&id, text, model, agent);
-        return Ok(follow(client, &id, after, giving, &prompt.turn, format).await?.print(client, format, false).await?);
+        return follow(client, &id, after, giving, &prompt.turn, format).await?.print(client, format, false).await;
     }
     let message = client.prompt(&id, text, model, agent).await?;
     if format == Format::Json {

@@ -77,7 +77,7 @@ pub struct ClientError {
 }
 
 /// Reasons that mean a missing or refused key, whatever code they came with.
-const KEY_REASONS: [&str; 4] = ["KEY_MISSING", "KEY_REFUSED", "KEY_UNUSABLE", "PROVIDER_AUTH"];
+const KEY_REASONS: [&str; 2] = ["KEY_MISSING", "KEY_UNREADABLE"];
 
 impl ClientError {
     /// A failure without a stable reason.
