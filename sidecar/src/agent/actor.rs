@@ -68,6 +68,7 @@ pub(super) enum Command {
 /// What a call beside the actor found out.
 enum Notice {
     PromptRefused,
+    NotAborted,
     /// The answer did not arrive; the request still waits.
     NotAnswered(String),
     /// The request does not exist any more.
@@ -214,6 +215,7 @@ impl Actor {
     async fn notice(&mut self, notice: Notice) {
         match notice {
             Notice::PromptRefused => self.translator.prompt_refused(),
+            Notice::NotAborted => self.translator.aborting(false),
             Notice::NotAnswered(id) => self.translator.expect_answer(&id, None),
             Notice::Gone(id) => {
                 let outputs = self.translator.gone(&id);

@@ -57,10 +57,14 @@ impl Actor {
             Ok(client) => client,
             Err(error) => return drop(reply.send(Err(error))),
         };
-        self.translator.aborting();
-        let session = self.session();
+        self.translator.aborting(true);
+        let (session, notices) = (self.session(), self.notices.clone());
         self.tasks.spawn("abort", async move {
-            let _ = reply.send(client.abort(&session).await.map_err(|error| failed(&error)));
+            let aborted = client.abort(&session).await.map_err(|error| failed(&error));
+            if aborted.is_err() {
+                let _ = notices.send(Notice::NotAborted).await;
+            }
+            let _ = reply.send(aborted);
         });
     }
 

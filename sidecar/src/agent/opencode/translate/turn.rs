@@ -53,9 +53,9 @@ impl Translator {
         }
     }
 
-    /// The user stops the turn.
-    pub fn aborting(&mut self) {
-        self.turn.aborted = self.turn.open;
+    /// The user stops the turn, or (`false`) could not.
+    pub fn aborting(&mut self, aborted: bool) {
+        self.turn.aborted = aborted && self.turn.open;
     }
 
     fn begin_turn(&mut self) {
