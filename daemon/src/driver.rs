@@ -97,7 +97,7 @@ pub enum Observed {
 pub enum OwnedKind {
     /// An instance's container or process.
     Instance,
-    /// A container without a sidecar, made to read a workspace; always a leftover when it is seen.
+    /// A container without a sidecar, made to read a workspace; a leftover if nothing reads it now. Removed as if it were an instance.
     Reader,
     /// One of a session's volumes.
     Volume,
@@ -108,7 +108,7 @@ pub enum OwnedKind {
 pub struct Owned {
     /// The session it belongs to.
     pub session: SessionId,
-    /// The instance it belongs to; absent for volumes and readers.
+    /// The instance it is, or the id that a reader was given; absent for volumes.
     pub instance: Option<InstanceId>,
     /// What it is.
     pub kind: OwnedKind,

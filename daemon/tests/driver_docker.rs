@@ -58,12 +58,15 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         let filter = format!("label=dev.openagent.state={}", self.options.state_label);
-        for container in docker(&["ps", "--all", "--quiet", "--filter", &filter]).lines() {
-            docker(&["rm", "--force", container]);
-        }
-        for volume in docker(&["volume", "ls", "--quiet", "--filter", &filter]).lines() {
-            docker(&["volume", "rm", volume]);
-        }
+        // After a failed test only; what a reader removes at this moment may be gone before it is asked for.
+        let remove = |list: &[&str], remove: &[&str]| {
+            let found = Command::new("docker").args(list).args(["--quiet", "--filter", &filter]).output().expect("the docker command");
+            for id in String::from_utf8_lossy(&found.stdout).lines() {
+                Command::new("docker").args(remove).arg(id).output().expect("the docker command");
+            }
+        };
+        remove(&["ps", "--all"], &["rm", "--force"]);
+        remove(&["volume", "ls"], &["volume", "rm", "--force"]);
     }
 }
 
@@ -172,7 +175,12 @@ async fn a_workspace_goes_in_and_comes_back_whether_the_session_runs_or_not() {
     let mut unfinished = driver.read_workspace(&subject.session, None).await.unwrap();
     unfinished.read_u8().await.unwrap();
     let listed = driver.list().await.unwrap();
-    assert!(listed.iter().any(|owned| owned.kind == OwnedKind::Reader && !owned.running), "{listed:?}");
+    let reader = listed.iter().find(|owned| owned.kind == OwnedKind::Reader && !owned.running).expect("a reader");
+    // As a daemon does with what the one before it left.
+    driver.remove(&subject.session, reader.instance.as_ref().unwrap()).await.unwrap();
+    drop(unfinished);
+    let mut unfinished = driver.read_workspace(&subject.session, None).await.unwrap();
+    unfinished.read_u8().await.unwrap();
     drop(unfinished);
     subject.end(driver).await;
     assert_eq!(code(driver.read_workspace(&subject.session, None).await), "WORKSPACE_MISSING");

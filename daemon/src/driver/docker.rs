@@ -35,7 +35,7 @@ use super::{BoxStream, DIAL_PATIENCE, Driver, InstanceSpec, Observed, Owned, Own
 use crate::task::Tasks;
 use bridge::BridgeError;
 use engine::{ASK_LIMIT, CALL_LIMIT, Engine, Facts};
-use spec::{LABEL_INSTANCE, LABEL_SESSION, LABEL_STATE, Link, container_name, volume_name};
+use spec::{LABEL_INSTANCE, LABEL_READER, LABEL_SESSION, LABEL_STATE, Link, container_name, volume_name};
 
 /// Time in which an unproven socket may answer before the bridge is tried too; a sidecar listens within a tenth of it.
 const SOCKET_HEAD_START: Duration = Duration::from_secs(1);
@@ -247,7 +247,7 @@ impl DockerDriver {
             let labels = container.labels.unwrap_or_default();
             let session = labels.get(LABEL_SESSION)?.parse().ok()?;
             let instance = labels.get(LABEL_INSTANCE).and_then(|text| text.parse().ok());
-            let kind = if instance.is_some() { OwnedKind::Instance } else { OwnedKind::Reader };
+            let kind = if labels.contains_key(LABEL_READER) { OwnedKind::Reader } else { OwnedKind::Instance };
             // `paused` runs too: it holds everything that a running one holds.
             let running = container.state.is_some_and(|state| matches!(state.as_ref(), "running" | "paused"));
             Some((container.id?, Owned { session, instance, kind, running }))

@@ -215,7 +215,6 @@ impl LocalDriver {
         let mut command = Command::new(&self.options.sidecar);
         command.arg("serve").env_clear();
         command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command.env("HOME", place.join("home"));
         command.env(env::SESSION_ID, session.as_str());
         command.env(env::TOKEN_SHA256, spec.token_sha256);
         command.env(env::LINK_DIR, self.links.folder(instance));

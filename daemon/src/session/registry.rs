@@ -78,9 +78,9 @@ impl SessionRegistry {
                 continue;
             }
             let removed = match (thing.kind, &thing.instance) {
-                (OwnedKind::Instance, Some(instance)) => driver.remove(&thing.session, instance).await,
+                (OwnedKind::Instance | OwnedKind::Reader, Some(instance)) => driver.remove(&thing.session, instance).await,
                 (OwnedKind::Volume, _) => driver.remove_volumes(&thing.session).await,
-                (OwnedKind::Instance | OwnedKind::Reader, _) => Ok(()),
+                (OwnedKind::Instance | OwnedKind::Reader, None) => Ok(()),
             };
             match removed {
                 Ok(()) => tracing::info!(session = %thing.session, kind = ?thing.kind, "removed what no session owns"),

@@ -2,7 +2,7 @@
 //!
 //! A workspace is read through a container of its own that is never started, so that it works the same whether the session runs, is stopped or
 //! has no container. Invariant: that container is removed when the archive's reader is dropped; one that a crash left behind is listed as
-//! [`super::super::OwnedKind::Reader`].
+//! [`super::super::OwnedKind::Reader`] and removed like an instance.
 
 use std::io;
 use std::pin::Pin;
@@ -10,17 +10,21 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bollard::Docker;
-use bollard::query_parameters::{DownloadFromContainerOptionsBuilder, RemoveContainerOptionsBuilder, UploadToContainerOptionsBuilder};
+use bollard::errors::Error;
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, DownloadFromContainerOptionsBuilder, RemoveContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use openagent_core::id::SessionId;
+use openagent_core::id::{InstanceId, SessionId};
 use openagent_core::session::{Fault, WorkspaceSource};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::StreamReader;
+use ulid::Ulid;
 
 use super::super::TarStream;
 use super::engine::{ASK_LIMIT, CALL_LIMIT, Engine, fault};
-use super::spec::{AGENT_ID, WORKSPACE, reader, volume_name};
+use super::spec::{AGENT_ID, WORKSPACE, container_name, reader, volume_name};
 use crate::task::Tasks;
 use crate::workspace::{self, Ownership, SeedError};
 
@@ -57,8 +61,11 @@ pub(super) async fn read(engine: &Engine, tasks: &Tasks, image: &str, state: &st
         }
         other => drop(other?),
     }
-    let body = reader(image, state, session);
-    let made = engine.call("creating a container to read the workspace", CALL_LIMIT, client.create_container(None, body)).await;
+    let id = InstanceId::from_ulid(Ulid::new());
+    let name = container_name(&id);
+    let body = reader(image, state, session, &id);
+    let options = CreateContainerOptionsBuilder::default().name(&name).build();
+    let made = engine.call("creating a container to read the workspace", CALL_LIMIT, client.create_container(Some(options), body)).await;
     let container = match made {
         Err(error) if error.status() == Some(404) => return Err(super::image_missing(image)),
         other => Reader { client: client.clone(), tasks: tasks.clone(), container: other?.id },
@@ -69,7 +76,7 @@ pub(super) async fn read(engine: &Engine, tasks: &Tasks, image: &str, state: &st
         Ok(Some(Ok(first))) => first,
         Ok(Some(Err(error))) => return Err(fault("reading the workspace", &error)),
         Ok(None) => Bytes::new(),
-        Err(_) => return Err(fault("reading the workspace", &bollard::errors::Error::RequestTimeoutError)),
+        Err(_) => return Err(fault("reading the workspace", &Error::RequestTimeoutError)),
     };
     let rest = tokio_stream::StreamExt::timeout(chunks.map_err(io::Error::other), SILENCE_LIMIT)
         .map(|chunk| chunk.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())));
@@ -93,7 +100,9 @@ impl Drop for Reader {
         // Bounded by the client's own limit; what fails here is found by `Driver::list` at the next start.
         self.tasks.spawn("workspace reader", async move {
             let options = RemoveContainerOptionsBuilder::default().force(true).build();
-            if let Err(error) = client.remove_container(&container, Some(options)).await {
+            let removed = client.remove_container(&container, Some(options)).await;
+            let gone = matches!(removed, Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }));
+            if let (Err(error), false) = (removed, gone) {
                 tracing::warn!(%error, container, "a container that read a workspace could not be removed");
             }
         });

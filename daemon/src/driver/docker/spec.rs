@@ -21,6 +21,9 @@ pub(super) const LABEL_SESSION: &str = "dev.openagent.session";
 pub(super) const LABEL_INSTANCE: &str = "dev.openagent.instance";
 pub(super) const LABEL_STATE: &str = "dev.openagent.state";
 
+/// Set on containers that only read a workspace.
+pub(super) const LABEL_READER: &str = "dev.openagent.reader";
+
 /// User and group of the agent in the image.
 pub(super) const AGENT_ID: u64 = 1000;
 
@@ -146,18 +149,15 @@ pub(super) fn instance(
 }
 
 /// A container that is never started, through which the engine reads a session's workspace.
-pub(super) fn reader(image: &str, state: &str, session: &SessionId) -> ContainerCreateBody {
+pub(super) fn reader(image: &str, state: &str, session: &SessionId, reader: &InstanceId) -> ContainerCreateBody {
+    let mut labels = labels(state, session, Some(reader));
+    labels.insert(LABEL_READER.to_owned(), "true".to_owned());
     let host = HostConfig {
         network_mode: Some("none".to_owned()),
         mounts: Some(vec![volume_mount(session, ("workspace", WORKSPACE))]),
         ..Default::default()
     };
-    ContainerCreateBody {
-        image: Some(image.to_owned()),
-        labels: Some(labels(state, session, None)),
-        host_config: Some(host),
-        ..Default::default()
-    }
+    ContainerCreateBody { image: Some(image.to_owned()), labels: Some(labels), host_config: Some(host), ..Default::default() }
 }
 
 #[cfg(test)]
