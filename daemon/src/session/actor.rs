@@ -279,9 +279,6 @@ impl Actor {
             let stopped = || Fault::new("SESSION_STOPPED", "the session was stopped before its agent was ready", "resume it: openagent resume ID");
             let _ = prompt.reply.send(Err(fault.clone().unwrap_or_else(stopped)));
         }
-        for waiter in self.settled.drain(..) {
-            let _ = waiter.send(Ok(()));
-        }
     }
 
     fn unlink(&mut self) {
@@ -602,6 +599,11 @@ impl Actor {
             self.shared.directory.removed(&id);
         } else {
             self.publish().await;
+        }
+        if matches!(self.record.lifecycle.state(), State::Stopped | State::Failed { .. } | State::Removed) {
+            for waiter in self.settled.drain(..) {
+                let _ = waiter.send(Ok(()));
+            }
         }
         for job in std::mem::take(&mut self.jobs) {
             self.start(job);

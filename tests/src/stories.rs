@@ -1,0 +1,137 @@
+//! Stories: what a user does, told once and run on every driver.
+
+use openagent_proto::v1;
+use openagent_proto::v1::event::Kind;
+
+use crate::harness::{Driver, World};
+
+/// A session answers a prompt: its text streams, its cost is counted, its history is whole.
+///
+/// # Panics
+/// When the story goes another way.
+pub async fn a_prompt_is_answered(driver: Driver) {
+    let world = World::with_keys(driver).await;
+    let mut clients = world.clients().await;
+    for (model, part) in [("scripted/scripted-large", 0), ("scripted-anthropic/scripted-large", 1), ("scripted-openai/scripted-large", 2)] {
+        let (id, mut events) = clients.active(model).await;
+        let end = clients.turn(&id, &mut events, "#long 20").await;
+        assert_eq!(end.outcome(), v1::TurnOutcome::Completed, "{model}: {end:?}");
+        assert!(events.answer().split_whitespace().count() >= 20, "{model}: {}", events.answer());
+        assert!(events.pieces > 0, "{model}: the text is streamed");
+        let session = clients.get(&id).await;
+        assert!(session.usage.as_ref().is_some_and(|usage| usage.tokens.is_some_and(|tokens| tokens.input > 0)), "{session:?}");
+        assert!(matches!(session.activity.and_then(|activity| activity.kind), Some(v1::activity::Kind::Done(_))));
+        assert_eq!(clients.history(&id).await, events.seen, "{model}: a late reader sees the same history");
+        assert!(world.model.requests().iter().any(|request| request.key() == Some(crate::harness::CANARY)), "{model} {part}");
+    }
+    world.end().await;
+}
+
+/// The agent asks, the user allows, the file is there; a rejection is told to the agent.
+///
+/// # Panics
+/// When the story goes another way.
+pub async fn permission_is_asked_and_answered(driver: Driver) {
+    let world = World::with_keys(driver).await;
+    let mut clients = world.clients().await;
+    let (id, mut events) = clients.active("scripted/scripted-large").await;
+
+    clients.prompt(&id, "#bash echo made-by-agent > made.txt && cat made.txt").await;
+    let request = events.until_asked().await;
+    assert_eq!(request.permission, "bash");
+    assert!(request.title.contains("echo made-by-agent > made.txt && cat made.txt"), "the whole command is shown: {request:?}");
+    let blocked = clients.get(&id).await.activity.and_then(|activity| activity.kind);
+    assert!(matches!(blocked, Some(v1::activity::Kind::Blocked(_))), "{blocked:?}");
+    clients.permit(&id, &request.id, v1::PermissionResponse::Once).await;
+    let answered = events
+        .until("the answer", |kind| match kind {
+            Kind::PermissionAnswered(answer) => Some(answer.clone()),
+            _ => None,
+        })
+        .await;
+    assert_eq!((answered.by.as_str(), answered.response()), ("test", v1::PermissionResponse::Once));
+    let end = events.until_turn_ended().await;
+    assert_eq!(end.outcome(), v1::TurnOutcome::Completed, "{end:?}");
+    let tools = events.tools();
+    let Some(v1::tool_part::State::Completed(done)) = tools.last().and_then(|tool| tool.state.clone()) else { panic!("{tools:?}") };
+    assert_eq!((done.output.trim(), done.exit_code), ("made-by-agent", Some(0)));
+
+    clients.prompt(&id, "#bash rm made.txt").await;
+    let request = events.until_asked().await;
+    clients.permit(&id, &request.id, v1::PermissionResponse::Reject).await;
+    events.until_turn_ended().await;
+    let second = v1::AnswerPermissionRequest {
+        session_id: id.clone(),
+        request_id: request.id.clone(),
+        response: v1::PermissionResponse::Once.into(),
+        by: "late".to_owned(),
+        ..Default::default()
+    };
+    let refused = clients.permission.answer_permission(second).await.expect_err("the first answer won");
+    assert_eq!(refused.code(), tonic::Code::Aborted, "{refused:?}");
+    assert!(refused.message().starts_with("test "), "it says who was first: {refused:?}");
+    world.end().await;
+}
+
+/// The daemon is restarted while a session is at rest: session, history and keys are there, and a prompt works again.
+///
+/// # Panics
+/// When the story goes another way.
+pub async fn a_restarted_daemon_goes_on(driver: Driver) {
+    let mut world = World::with_keys(driver).await;
+    let mut clients = world.clients().await;
+    let (id, mut events) = clients.active("scripted/scripted-large").await;
+    clients.turn(&id, &mut events, "#echo before").await;
+    let before = clients.history(&id).await;
+    drop(events);
+    world.stop().await;
+    world.start().await;
+
+    let mut clients = world.clients().await;
+    let after = clients.history(&id).await;
+    assert_eq!(after[..before.len()], before[..], "the history is as it was");
+    let last = after.last().map_or(0, |event| event.seq);
+    let mut events = clients.follow_after(&id, last).await;
+    let end = clients.turn(&id, &mut events, "#echo after").await;
+    assert_eq!(end.outcome(), v1::TurnOutcome::Completed, "{end:?}");
+    assert!(events.answer().contains("after"), "{}", events.answer());
+    world.end().await;
+}
+
+/// A session is stopped and resumed: conversation and workspace are as they were.
+///
+/// # Panics
+/// When the story goes another way.
+pub async fn a_stopped_session_is_resumed(driver: Driver) {
+    let world = World::with_keys(driver).await;
+    let mut clients = world.clients().await;
+    let request = v1::CreateSessionRequest {
+        model: "scripted/scripted-large".to_owned(),
+        permission_mode: v1::PermissionMode::AutoEdit.into(),
+        ..Default::default()
+    };
+    let id = clients.create_with(request).await.id;
+    let mut events = clients.follow(&id).await;
+    events.until_ready().await;
+    clients.turn(&id, &mut events, "#write kept.txt kept over the stop").await;
+    clients.stop(&id).await;
+    assert_eq!(clients.get(&id).await.status(), v1::SessionStatus::Stopped);
+    let refused = clients
+        .session
+        .prompt(v1::PromptRequest { session_id: id.clone(), text: "hello".to_owned(), ..Default::default() })
+        .await
+        .expect_err("a stopped session takes no prompt");
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    events.until_status(v1::SessionStatus::Stopped).await;
+
+    clients.resume(&id).await;
+    events.until_ready().await;
+    let session = clients.get(&id).await;
+    assert_eq!(session.permission_mode(), v1::PermissionMode::AutoEdit, "resuming changes no permission");
+    let end = clients.turn(&id, &mut events, "#read kept.txt").await;
+    assert_eq!(end.outcome(), v1::TurnOutcome::Completed, "{end:?}");
+    let tools = events.tools();
+    let Some(v1::tool_part::State::Completed(done)) = tools.last().and_then(|tool| tool.state.clone()) else { panic!("{tools:?}") };
+    assert!(done.output.contains("kept over the stop"), "{}", done.output);
+    world.end().await;
+}
