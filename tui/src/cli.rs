@@ -25,6 +25,7 @@ use thiserror::Error;
 pub use args::Cli;
 use args::Command;
 
+use crate::app;
 use crate::client::{self, Client, ClientError, ExitCode, Kind, Start};
 use crate::output::{self, Format, say};
 
@@ -90,8 +91,9 @@ async fn connect() -> Result<Client, Failure> {
 #[allow(clippy::large_futures, reason = "one future for the life of the process")]
 async fn dispatch(cli: Cli) -> Done {
     let format = |output: args::OutputArgs| output.format(cli.output);
-    let Some(command) = cli.command else { return interface().await };
+    let Some(command) = cli.command else { return interface(None, !cli.no_mouse).await };
     match command {
+        Command::Attach(plain) => interface(Some(&plain.id), !cli.no_mouse).await,
         Command::New(new) => {
             let format = format(new.output);
             session::new(&connect().await?, new, format).await
@@ -140,13 +142,20 @@ async fn dispatch(cli: Cli) -> Done {
     }
 }
 
-/// The terminal user interface.
-async fn interface() -> Done {
+/// The terminal user interface, at the session that `id` means.
+async fn interface(id: Option<&str>, mouse: bool) -> Done {
     if !output::stdout_is_terminal() {
         return Err(usage("the terminal user interface needs a terminal", "see what can be done without one: openagent help"));
     }
-    connect().await?;
-    Ok(OK)
+    let client = connect().await?;
+    let session = match id {
+        Some(id) => Some(resolve::session(&client, id).await?.to_string()),
+        None => None,
+    };
+    match app::run(client, app::Options { session, mouse }).await {
+        Ok(()) => Ok(OK),
+        Err(error) => Err(ClientError::new(Kind::Failed, format!("{error:#}"), "").into()),
+    }
 }
 
 /// The prompt that was given, or what stdin holds.

@@ -15,6 +15,9 @@ use crate::output::{Format, quantity};
 pub struct Cli {
     #[command(flatten)]
     pub(super) output: OutputArgs,
+    /// Leave the mouse to the terminal, for its own selection.
+    #[arg(long)]
+    pub(super) no_mouse: bool,
     /// What to do; without it the terminal user interface opens.
     #[command(subcommand)]
     pub(super) command: Option<Command>,
@@ -51,6 +54,8 @@ pub(super) enum Command {
     Ls(Listing),
     /// Show a session.
     Show(One),
+    /// Open a session in the terminal user interface.
+    Attach(Plain),
     /// Give an agent a prompt.
     Prompt(Prompt),
     /// Make a session, give it a prompt, wait, and print the answer.
