@@ -14,6 +14,7 @@ use futures::FutureExt;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 /// Time that dropped tasks get to release what they hold, after the grace period.
 const DROP_GRACE: Duration = Duration::from_millis(500);
@@ -83,7 +84,7 @@ impl Tasks {
                 }
             }
         };
-        Task { name, handle: self.tracker.spawn(watched) }
+        Task { name, handle: self.tracker.spawn(watched.instrument(tracing::info_span!("task", name))) }
     }
 
     /// Tells every task of the whole tree to stop, waits up to `grace`, and drops those that still run. Answers how many were dropped.

@@ -43,6 +43,8 @@ pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
     check_format(path, &db)?;
     let data = File::open(path.join("db")).map_err(|e| StoreError::io("open its data file", e))?;
     data.sync_data().map_err(|e| StoreError::io("make its data file durable", e))?;
+    // Written when the store is made, and not made durable by sled either.
+    File::open(path.join("conf")).and_then(|conf| conf.sync_all()).map_err(|e| StoreError::io("make its settings durable", e))?;
     for folder in [Some(path), path.parent()].into_iter().flatten() {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| StoreError::io("make its folder durable", e))?;
     }

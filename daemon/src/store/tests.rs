@@ -248,3 +248,25 @@ fn the_stored_form_of_an_event_stays() {
     let expected = br#"{"kind":"agent","process":{"process":"ready","version":"1.18.33"}}"#;
     assert_eq!(event.stored, [&1_795_336_693_531i64.to_be_bytes()[..], expected].concat());
 }
+
+/// What version 1 wrote. These texts are never edited: a store of that version must open for ever.
+#[test]
+fn records_of_the_first_version_are_read() {
+    let session = r#"{"session":{"id":"ses_01ARZ3NDEKTSV4RRFFQ69G5FAV","title":"a session","title_is_users":false,"driver":"local",
+        "workspace":{"source":"copy","path":"/home/u/p"},"model":"demo/tour","agent":"build","network":"none",
+        "limits":{"memory_bytes":2147483648,"cpu_millis":2000,"pids":512},"permission_mode":"auto-edit",
+        "permission_rules":[{"permission":"bash","pattern":"ls *"}],"idle_timeout_millis":900000,"created_at":1795336693531},
+        "lifecycle":{"state":{"state":"failed","fault":{"code":"IMAGE_MISSING","message":"m","hint":"h"}},"workspace_ready":true},
+        "instance":{"id":"ins_01ARZ3NDEKTSV4RRFFQ69G5FAV","driver":"local","state":{"state":"error","cause":{"cause":"exited","code":137}},
+        "created_at":1795336693531,"ended_at":1795336693532}}"#;
+    let session: SessionRecord = record::decode("session", session.as_bytes()).unwrap();
+    assert!(session.lifecycle.workspace_ready() && session.lifecycle.fault().is_some() && session.instance.is_some());
+    let cursor = r#"{"last_seq":7,"journal_seq":5,"updated_at":1795336693531,"usage":{"tokens":{"input":1,"output":2,"reasoning":3,
+        "cache_read":4,"cache_write":5},"cost_micros":6},"open_parts":{"prt_1":{"message":"msg_1","seq":7}}}"#;
+    let cursor: SessionCursor = record::decode("cursor", cursor.as_bytes()).unwrap();
+    assert_eq!((cursor.last_seq, cursor.open_parts.len(), cursor.usage.tokens.total()), (7, 1, 15));
+    let key = r#"{"provider":"openai","version":3,"envelope":"AQID","created_at":1,"updated_at":2,"used_at":3}"#;
+    assert_eq!(record::decode::<KeyRecord>("key", key.as_bytes()).unwrap().version, 3);
+    let gone = r#"{"provider":"openai","version":4,"created_at":1,"updated_at":2}"#;
+    assert_eq!(record::decode::<KeyRecord>("key", gone.as_bytes()).unwrap().envelope, None);
+}
