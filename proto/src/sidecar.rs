@@ -62,6 +62,7 @@ pub mod path {
     /// `POST` [`super::Shutdown`]: 202 [`super::ShuttingDown`].
     pub const SHUTDOWN: &str = "/internal/shutdown";
     /// `GET ?after=N`: server-sent events. `id` and JSON of a recorded event (`at` and the event's kind); `event: delta`; `event: gap` ([`super::Gap`]).
+    /// An `N` ahead of the journal (whose volume was lost) moves the journal's numbers on: what is recorded from then on comes after `N`.
     pub const EVENTS: &str = "/events";
     /// `POST` [`super::Ack`]: 204. The journal up to there is no longer needed.
     pub const ACK: &str = "/control/ack";

@@ -85,6 +85,16 @@ impl Control {
         }
     }
 
+    /// Has `work` run to its end although the connection of whoever asked breaks: half of it may be done already.
+    async fn see_through<T, F>(&self, name: &'static str, work: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ApiError>> + Send + 'static,
+    {
+        let done = self.0.tasks.spawn(name, work).await;
+        done.unwrap_or_else(|| Err(ApiError::new(ErrorCode::Internal, format!("{name} failed in the sidecar"))))
+    }
+
     /// The router of all paths.
     pub fn router(&self) -> Router {
         let guarded = Router::new()

@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::relay::{PING_INTERVAL, PING_TIMEOUT, Relay};
+use crate::relay::{CONNECTION_WINDOW_BYTES, PING_INTERVAL, PING_TIMEOUT, Relay, STREAM_WINDOW_BYTES};
 use crate::task::Tasks;
 
 /// Streams at once. The daemon needs two, and two more while it replaces broken ones; a further one is closed at once.
@@ -109,6 +109,8 @@ async fn serve_control(stream: UnixStream, router: Router, stop: CancellationTok
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(REQUESTS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);

@@ -142,16 +142,16 @@ impl ModelProxy {
                 self.0.calls.fetch_add(1, Ordering::Relaxed);
                 self.send(call, request).await
             }
-            Err(refused) => refused,
+            Err(refused) => *refused,
         }
     }
 
-    fn admit(&self, request: &Request<Incoming>) -> Result<Call, Response<ProxyBody>> {
+    fn admit(&self, request: &Request<Incoming>) -> Result<Call, Box<Response<ProxyBody>>> {
         let access = self.0.access.read().unwrap_or_else(PoisonError::into_inner);
         let known = !access.key.is_empty()
             && header::caller_key(request.headers()).is_some_and(|key| bool::from(key.as_bytes().ct_eq(access.key.as_bytes())));
         if !known {
-            return Err(refusal(StatusCode::UNAUTHORIZED, "this address answers the agent of this session only"));
+            return Err(Box::new(refusal(StatusCode::UNAUTHORIZED, "this address answers the agent of this session only")));
         }
         let path = request.uri().path().strip_prefix("/p/").and_then(|path| path.split_once('/'));
         let found = path.and_then(|(provider, path)| {
@@ -161,14 +161,14 @@ impl ModelProxy {
             Some(Call { provider: provider.clone(), kind, path })
         });
         let Some(call) = found else {
-            return Err(refusal(StatusCode::NOT_FOUND, "the agent may not make this call of a provider"));
+            return Err(Box::new(refusal(StatusCode::NOT_FOUND, "the agent may not make this call of a provider")));
         };
         if request.method() != Method::POST {
-            return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, "the agent may only POST to a provider"));
+            return Err(Box::new(refusal(StatusCode::METHOD_NOT_ALLOWED, "the agent may only POST to a provider")));
         }
         let length = request.headers().get(http::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         if length.is_some_and(|length| length > BODY_MAX_BYTES) {
-            return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, "the request to the model is larger than 32 MiB"));
+            return Err(Box::new(refusal(StatusCode::PAYLOAD_TOO_LARGE, "the request to the model is larger than 32 MiB")));
         }
         Ok(call)
     }

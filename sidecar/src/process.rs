@@ -228,3 +228,61 @@ fn parent_of(pid: i32) -> Option<u32> {
 pub fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    fn settings(folder: &Path) -> Settings {
+        Settings {
+            session: "ses_01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
+            token_sha256: [0; 32],
+            link_dir: folder.into(),
+            workspace: folder.into(),
+            state_dir: folder.into(),
+            agent_home: folder.into(),
+            agent_uid: None,
+            opencode: "opencode".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_child_has_the_clean_environment_only_and_a_session_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = agent_command(&settings(folder.path()), "/bin/sh");
+        command
+            .args(["-c", "cat /proc/$$/environ; printf '|%s' \"$(cut -d' ' -f5,6 /proc/$$/stat)\" \"$(umask)\" \"$(pwd)\""])
+            .stdout(Stdio::piped());
+        let mut child = spawn(&mut command).unwrap();
+        let mut said = String::new();
+        child.take_stdout().unwrap().read_to_string(&mut said).await.unwrap();
+        assert!(child.wait().await.unwrap().success());
+        let mut parts = said.split('|');
+        let names: BTreeSet<_> = parts.next().unwrap().split('\0').filter_map(|pair| pair.split_once('=')).map(|(name, _)| name).collect();
+        assert_eq!(names, BTreeSet::from(["HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "USER"]));
+        assert_eq!(parts.next().unwrap(), format!("{0} {0}", child.pid()));
+        assert_eq!(parts.next().unwrap(), "0002");
+        assert_eq!(Path::new(parts.next().unwrap()), folder.path().canonicalize().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_group_is_ended_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = agent_command(&settings(folder.path()), "/bin/sh");
+        // The reader sees the end only when nobody has the pipe open any more.
+        command.args(["-c", "sleep 1000 & echo up; wait"]).stdout(Stdio::piped());
+        let mut child = spawn(&mut command).unwrap();
+        let mut output = child.take_stdout().unwrap();
+        let mut up = [0; 3];
+        output.read_exact(&mut up).await.unwrap();
+        child.signal_group(Signal::SIGTERM);
+        assert_eq!(exit_code(child.wait().await.unwrap()), 143);
+        let rest = tokio::time::timeout(Duration::from_secs(10), output.read_to_end(&mut Vec::new())).await;
+        assert_eq!(rest.unwrap().unwrap(), 0);
+    }
+}

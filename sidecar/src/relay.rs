@@ -30,6 +30,12 @@ pub const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// Time in which a ping must be answered.
 pub const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What one HTTP/2 stream may have on its way that nobody has read, in bytes.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// What all streams of a connection together may have on their way: enough for each of 256 that nobody reads, so that none of them stalls the others.
+pub const CONNECTION_WINDOW_BYTES: u32 = 256 * STREAM_WINDOW_BYTES;
+
 /// Body of a call to the daemon.
 pub type RelayBody = BoxBody<Bytes, Box<dyn StdError + Send + Sync>>;
 
@@ -87,6 +93,8 @@ impl Relay {
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .handshake(TokioIo::new(stream))
             .await?;
         let mut number = 0;

@@ -1,7 +1,7 @@
 //! The agent with the real OpenCode program and the demo provider, or a model server of the test's own. Nothing leaves this machine.
 //!
 //! The program is `OPENAGENT_TEST_OPENCODE`, or the one that `cargo xtask setup` installs. Without it the tests fail: they test nothing else.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
@@ -42,6 +42,14 @@ fn program() -> PathBuf {
     program
 }
 
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["workspace", "state", "home", "link"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
 struct World {
     folder: tempfile::TempDir,
     agent: Agent,
@@ -53,11 +61,7 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["workspace", "state", "home", "link"] {
-            std::fs::create_dir(folder.path().join(name)).unwrap();
-        }
-        Self::open(folder, program()).await
+        Self::open(folder(), program()).await
     }
 
     async fn open(folder: tempfile::TempDir, opencode: PathBuf) -> Self {
@@ -354,11 +358,13 @@ fn kill(world: &World) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aborted_turn_ends_once_as_aborted_and_the_next_prompt_works() {
     let (mut world, mut model) = (World::new().await, Model::new().await);
+    std::fs::write(world.folder.path().join("workspace/AGENTS.md"), "Always be brief, says the canary.").unwrap();
     world.agent.start(StartAgent { title: Some("Named".into()), ..start(model.provider()) }).await.unwrap();
     world.agent.abort().await.unwrap();
     world.prompt("Talk", "acme/tour").await;
     let call = model.call().await;
     assert_eq!(call.request["model"], "tour");
+    assert!(call.request.to_string().contains("says the canary"), "the project's instructions are read");
     call.say("half a ").await;
     world
         .until("text", |kind| {
@@ -519,13 +525,93 @@ async fn a_subagents_request_is_asked_and_answered() {
     world.end().await;
 }
 
+/// OpenCode behind a forwarder that cuts every connection at SIGUSR1, refuses new ones, and lets them through again at SIGUSR2.
+const FORWARDER: &str = r#"#!/usr/bin/env python3
+import signal, socket, subprocess, sys, threading
+child = subprocess.Popen(["PROGRAM"] + sys.argv[1:], stdout=subprocess.PIPE, text=True)
+port = next(int(line.rsplit(":", 1)[1]) for line in child.stdout if "listening on" in line)
+pairs, open_ = [], True
+def cut(*_):
+    global open_
+    open_ = False
+    for end in pairs:
+        try: end.shutdown(socket.SHUT_RDWR)
+        except OSError: pass
+    pairs.clear()
+def mend(*_):
+    global open_
+    open_ = True
+signal.signal(signal.SIGUSR1, cut)
+signal.signal(signal.SIGUSR2, mend)
+def pump(source, sink):
+    try:
+        while data := source.recv(65536): sink.sendall(data)
+    except OSError: pass
+    for end in (source, sink):
+        try: end.shutdown(socket.SHUT_RDWR)
+        except OSError: pass
+listener = socket.create_server(("127.0.0.1", 0))
+print("opencode server listening on http://127.0.0.1:%d" % listener.getsockname()[1], flush=True)
+while True:
+    ours, _ = listener.accept()
+    if not open_:
+        ours.close()
+        continue
+    theirs = socket.create_connection(("127.0.0.1", port))
+    pairs += [ours, theirs]
+    threading.Thread(target=pump, args=(ours, theirs), daemon=True).start()
+    threading.Thread(target=pump, args=(theirs, ours), daemon=True).start()
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_while_the_event_stream_is_down_is_told_afterwards_and_once() {
+    use nix::sys::signal::{Signal, kill};
+    let folder = folder();
+    let forwarder = folder.path().join("opencode");
+    std::fs::write(&forwarder, FORWARDER.replace("PROGRAM", program().to_str().unwrap())).unwrap();
+    std::fs::set_permissions(&forwarder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (mut world, mut model) = (World::open(folder, forwarder).await, Model::new().await);
+    let allow = vec![AllowRule { permission: "bash".into(), pattern: "echo *".into() }];
+    world.agent.start(StartAgent { allow, ..start(model.provider()) }).await.unwrap();
+    let is_forwarder = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("python"));
+    let forwarder = nix::unistd::Pid::from_raw(servers(&world).into_iter().find(is_forwarder).unwrap());
+
+    world.prompt("Go", "acme/tour").await;
+    let call = model.call().await;
+    call.say("before ").await;
+    world
+        .until("text", |kind| {
+            matches!(kind, EventKind::Part { part } if matches!(part.body, PartBody::Text { done: false, .. })).then_some(())
+        })
+        .await;
+    kill(forwarder, Signal::SIGUSR1).unwrap();
+    call.say("and in the gap").await;
+    call.tool("bash", &json!({ "command": "echo in-the-gap", "description": "Echoes" })).await;
+    let call = model.call().await;
+    assert!(call.request.to_string().contains("in-the-gap\\n"), "the command has run while nobody listened");
+    call.tool("bash", &json!({ "command": "ls", "description": "Lists" })).await;
+    kill(forwarder, Signal::SIGUSR2).unwrap();
+
+    let asked = world.until_asked().await;
+    assert!(world.texts().contains("before and in the gap"));
+    assert!(world.tools().iter().any(|(_, state)| matches!(state, ToolState::Completed { output, .. } if output == "in-the-gap\n")));
+    world.answer(asked.id.as_str(), "once").await;
+    let call = model.call().await;
+    call.say("after").await;
+    call.stop().await;
+    assert_eq!(world.until_turn_ended().await, TurnOutcome::Completed);
+    assert!(world.texts().contains("after"));
+    let count = |wanted: &dyn Fn(&EventKind) -> bool| world.told.iter().filter(|kind| wanted(kind)).count();
+    assert_eq!(count(&|kind| matches!(kind, EventKind::TurnEnded { .. })), 1);
+    assert_eq!(count(&|kind| matches!(kind, EventKind::PermissionAsked { .. })), 1);
+    assert_eq!(count(&|kind| matches!(kind, EventKind::Gap { .. })), 0);
+    assert_eq!(world.agent.health().restarts, 0);
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_program_and_another_major_version_are_told_plainly() {
-    let folder = tempfile::tempdir().unwrap();
-    for name in ["workspace", "state", "home", "link"] {
-        std::fs::create_dir(folder.path().join(name)).unwrap();
-    }
-    let world = World::open(folder, "/nowhere/opencode".into()).await;
+    let world = World::open(folder(), "/nowhere/opencode".into()).await;
     let error = world.agent.start(start(provider("demo", "demo", ""))).await.unwrap_err();
     assert_eq!(error.code.wire().0, "AGENT_UNAVAILABLE");
     assert!(error.message.starts_with("OpenCode is missing"), "{}", error.message);

@@ -1,5 +1,5 @@
 //! The model proxy over real sockets: what it refuses, what it takes off, what it adds, and that it holds nothing back.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -465,6 +465,23 @@ fn a_gap_is_closed_from_the_durable_log_without_telling_anything_twice() {
 }
 
 #[test]
+fn letters_of_a_part_whose_birth_was_replayed_are_withheld() {
+    let mut translator = Translator::new("ses_a".parse().unwrap());
+    let part = |text: &str, times: Value| json!({"id": "prt_a", "messageID": "msg_a", "sessionID": "ses_a", "type": "text", "text": text, "time": times});
+    let entry = json!({"id": "evt_1", "type": "message.part.updated.1", "seq": 4, "aggregate_id": "ses_a", "data": {"part": part("", json!({"start": 1}))}});
+    assert_eq!(translator.replay(&entry, at(0)).len(), 1);
+    assert_eq!(translator.replay(&entry, at(0)), [], "once");
+    let delta =
+        json!({"type": "message.part.delta", "properties": {"messageID": "msg_a", "partID": "prt_a", "field": "text", "delta": "late "}});
+    assert_eq!(translator.apply(&delta, at(1)), []);
+    let whole = json!({"type": "message.part.updated", "properties": {"part": part("so late ", json!({"start": 1, "end": 2}))}});
+    let outputs = translator.apply(&whole, at(2));
+    assert!(
+        matches!(&outputs[..], [Output::Record(EventKind::Part { part })] if matches!(&part.body, PartBody::Text { text, done: true, .. } if text == "so late "))
+    );
+}
+
+#[test]
 fn when_the_process_dies_at_any_point_everything_open_is_closed() {
     for name in ["03-bash.global.sse", "06-permission-once.global.sse", "13-subagent.global.sse"] {
         let events = stream(name);

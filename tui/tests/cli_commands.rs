@@ -225,6 +225,8 @@ async fn waiting_tells_done_from_blocked_by_the_exit_code() {
     let mut done = session(OTHER, "d");
     done.activity = activity(v1::activity::Kind::Done(v1::ActivityDone {}));
     let fake = Fake::serving(State { sessions: vec![blocked, done], ..Default::default() });
+    assert_eq!(fake.openagent(&["wait", SESSION, "--timeout", "100ms"]).await.code, 1, "nothing is listed: it was answered a moment ago");
+    fake.record([asks("make", &["make"])]);
     assert_eq!(fake.openagent(&["wait", SESSION]).await.code, 5);
     assert_eq!(fake.openagent(&["wait", OTHER]).await.code, 0);
     assert_eq!(fake.openagent(&["wait", SESSION, "--until", "done", "--timeout", "100ms"]).await.code, 1);

@@ -257,7 +257,7 @@ impl Actor {
         self.step("the workspace is made ready");
         process::prepare(&self.settings).await.map_err(process_error)?;
         self.step("OpenCode is starting");
-        let server = process::start(&self.settings, &config).await.map_err(process_error)?;
+        let server = process::start(&self.settings, &config, &self.tasks).await.map_err(process_error)?;
         self.condition.send_modify(|condition| condition.running = true);
         let up = match self.meet(server, start).await {
             Ok(up) => up,

@@ -7,9 +7,7 @@ mod bound;
 pub mod client;
 pub mod config;
 pub mod feed;
-
 mod json;
 pub mod message_id;
 pub mod process;
-
 pub mod translate;

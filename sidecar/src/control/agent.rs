@@ -3,22 +3,10 @@
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
-use openagent_proto::sidecar::{AgentStarted, ErrorCode, PermissionReply, Prompt, Prompted, QuestionReply, StartAgent, Title};
+use openagent_proto::sidecar::{AgentStarted, PermissionReply, Prompt, Prompted, QuestionReply, StartAgent, Title};
 
 use super::body::JsonBody;
 use super::{ApiError, Control};
-
-impl Control {
-    /// Has `work` run to its end although the connection of whoever asked breaks: half of it may be with the agent already.
-    async fn see_through<T, F>(&self, name: &'static str, work: F) -> Result<T, ApiError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, ApiError>> + Send + 'static,
-    {
-        let done = self.0.tasks.spawn(name, work).await;
-        done.unwrap_or_else(|| Err(ApiError::new(ErrorCode::Internal, format!("{name} failed in the sidecar"))))
-    }
-}
 
 pub async fn start(State(control): State<Control>, JsonBody(request): JsonBody<StartAgent>) -> Result<Json<AgentStarted>, ApiError> {
     let agent = control.0.agent.clone();

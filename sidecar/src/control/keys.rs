@@ -1,6 +1,7 @@
 //! Sealed provider keys in: all of a set, or nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,12 +12,17 @@ use openagent_core::secret::{SECRET_MAX_BYTES, Secret};
 use openagent_proto::sidecar::{ErrorCode, KeysUpdated, UpdateKeys};
 
 use super::body::JsonBody;
-use super::{ApiError, Control};
+use super::{ApiError, Control, Parts};
 
 /// Most keys in a set.
 const KEYS_MAX: usize = 256;
 
-pub async fn update(State(Control(parts)): State<Control>, JsonBody(request): JsonBody<UpdateKeys>) -> Result<Json<KeysUpdated>, ApiError> {
+pub async fn update(State(control): State<Control>, JsonBody(request): JsonBody<UpdateKeys>) -> Result<Json<KeysUpdated>, ApiError> {
+    let parts = Arc::clone(&control.0);
+    control.see_through("update keys", take(parts, request)).await.map(Json)
+}
+
+async fn take(parts: Arc<Parts>, request: UpdateKeys) -> Result<KeysUpdated, ApiError> {
     let invalid = |message: &str| ApiError::new(ErrorCode::InvalidRequest, message);
     let opener = parts.registration.opener(&request.recipient_key_id).ok_or_else(|| invalid("the keys are sealed for another sidecar"))?;
     if request.keys.len() > KEYS_MAX {
@@ -48,5 +54,5 @@ pub async fn update(State(Control(parts)): State<Control>, JsonBody(request): Js
         ApiError::new(ErrorCode::Internal, "the update could not be recorded")
     })?;
     parts.keys.replace(request.version, keys);
-    Ok(Json(KeysUpdated { updated: true, providers }))
+    Ok(KeysUpdated { updated: true, providers })
 }

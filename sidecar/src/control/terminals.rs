@@ -19,19 +19,26 @@ pub async fn list(State(Control(parts)): State<Control>) -> Json<Vec<TerminalInf
 }
 
 pub async fn open(
-    State(Control(parts)): State<Control>,
+    State(control): State<Control>,
     JsonBody(request): JsonBody<OpenTerminal>,
 ) -> Result<(StatusCode, Json<TerminalInfo>), ApiError> {
-    parts.terminals.open(&request).await.map(|info| (StatusCode::CREATED, Json(info)))
+    let terminals = control.0.terminals.clone();
+    let info = control.see_through("open terminal", async move { terminals.open(&request).await }).await?;
+    Ok((StatusCode::CREATED, Json(info)))
 }
 
 fn id(text: &str) -> Result<TerminalId, ApiError> {
     text.parse().map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "this is not a terminal's id"))
 }
 
-pub async fn close(State(Control(parts)): State<Control>, Path(terminal): Path<String>) -> Result<StatusCode, ApiError> {
-    parts.terminals.close(&id(&terminal)?).await;
-    Ok(StatusCode::NO_CONTENT)
+pub async fn close(State(control): State<Control>, Path(terminal): Path<String>) -> Result<StatusCode, ApiError> {
+    let id = id(&terminal)?;
+    let terminals = control.0.terminals.clone();
+    let closing = async move {
+        terminals.close(&id).await;
+        Ok(StatusCode::NO_CONTENT)
+    };
+    control.see_through("close terminal", closing).await
 }
 
 pub async fn attach(

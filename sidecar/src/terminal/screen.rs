@@ -9,6 +9,15 @@ use super::state::Size;
 /// The screen.
 pub struct Screen(vt100::Parser);
 
+/// What the agent prints is hostile: if some of it ever makes the parser panic, the screen is empty and the terminal goes on.
+fn survived(change: impl FnOnce()) -> bool {
+    let survived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(change)).is_ok();
+    if !survived {
+        tracing::error!("the terminal parser failed; the screen is begun anew");
+    }
+    survived
+}
+
 fn clamped(size: Size) -> (NonZeroU16, NonZeroU16) {
     let clamp = |value: u16| NonZeroU16::new(value.clamp(Size::MIN, Size::MAX)).unwrap_or(NonZeroU16::MAX);
     (clamp(size.rows), clamp(size.columns))
@@ -22,12 +31,17 @@ impl Screen {
     }
 
     pub fn process(&mut self, bytes: &[u8]) {
-        self.0.process(bytes);
+        let (rows, columns) = self.0.screen().size();
+        if !survived(|| self.0.process(bytes)) {
+            *self = Self::new(Size { columns: columns.get(), rows: rows.get() });
+        }
     }
 
     pub fn resize(&mut self, size: Size) {
         let (rows, columns) = clamped(size);
-        self.0.set_size(rows, columns);
+        if !survived(|| self.0.set_size(rows, columns)) {
+            *self = Self::new(size);
+        }
     }
 
     /// Bytes that draw it on a reset terminal of its size.

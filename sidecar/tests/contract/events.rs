@@ -55,6 +55,32 @@ async fn a_killed_sidecar_has_lost_nothing_that_it_answered() {
 }
 
 #[tokio::test]
+async fn killed_in_the_middle_of_writing_it_keeps_every_event_that_it_answered() {
+    let folders = Folders::new();
+    let mut sidecar = folders.start().await;
+    let daemon = sidecar.registered().await;
+    let answered = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let writing = {
+        let (daemon, answered) = (daemon.clone(), answered.clone());
+        tokio::spawn(async move {
+            for version in 1.. {
+                record(&daemon, version..=version).await;
+                answered.store(version, std::sync::atomic::Ordering::SeqCst);
+            }
+        })
+    };
+    let mut events = daemon.events(0).await;
+    while events.next().await.unwrap().id.unwrap() < 50 {}
+    sidecar.child.start_kill().unwrap();
+    sidecar.ended().await;
+    // It ends when a call finds nobody.
+    assert!(writing.await.is_err());
+    let answered = answered.load(std::sync::atomic::Ordering::SeqCst);
+    let journal = crate::fixture::journal(&folders);
+    assert!((answered..=answered + 1).contains(&journal.last()), "{answered} {}", journal.last());
+}
+
+#[tokio::test]
 async fn acknowledgements_are_taken_up_to_the_end_of_the_journal_only() {
     let folders = Folders::new();
     let sidecar = folders.start().await;

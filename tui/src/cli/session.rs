@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use openagent_core::event::{AgentProcess, EventKind, StepOutcome};
+use openagent_core::event::{AgentProcess, Busy, EventKind, StepOutcome};
 use openagent_core::id::SessionId;
 use openagent_core::session::{Status, WorkspaceSource};
 
@@ -68,6 +68,9 @@ pub(super) fn progress(kind: &EventKind) {
         EventKind::Step { step, outcome: StepOutcome::Started } => say(&format!("  {} ...", step.name())),
         EventKind::Step { step, outcome: StepOutcome::Done { millis } } => say(&format!("  {} ({})", step.name(), took(*millis))),
         EventKind::Step { step, outcome: StepOutcome::Failed { .. } } => say(&format!("  {} failed", step.name())),
+        EventKind::Busy { busy: Busy::Retrying { attempt, message, .. } } => {
+            say(&format!("  the model call failed ({attempt}) and will be tried again: {}", shortened(message, 200)));
+        }
         EventKind::Agent { process: AgentProcess::Exited { code, .. } } => say(&format!("  the agent exited with code {code}")),
         _ => {}
     }

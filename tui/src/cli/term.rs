@@ -46,10 +46,10 @@ pub(super) async fn term(client: &Client, term: Term) -> Done {
         }
     };
     let (input, output) = client.attach_terminal(&id, &terminal, 0, term.read_only, size).await?;
-    let raw = Raw::begin()?;
-    if raw.is_some() {
-        say("attached; leave with Ctrl-\\ Ctrl-\\ (the shell goes on)\r");
+    if io::stdin().is_terminal() {
+        say("attached; leave with Ctrl-\\ Ctrl-\\ (the shell goes on)");
     }
+    let raw = Raw::begin()?;
     let end = pump(input, output, raw.is_some(), term.read_only).await;
     drop(raw);
     match end? {
@@ -174,7 +174,8 @@ async fn pump(input: TerminalInput, mut output: TerminalStream, raw: bool, read_
                     write(&data)?;
                 }
                 Some(TerminalItem::Writer(writing)) if !writing && !read_only && raw => {
-                    say("\r\n[somebody else types here; what you type is not seen]\r");
+                    // In raw mode a newline does not return to the first column.
+                    let _ = io::stderr().write_all(b"\r\n[somebody else types here; what you type is not passed on]\r\n");
                 }
                 Some(TerminalItem::Writer(_) | TerminalItem::Size(..)) => {}
                 Some(TerminalItem::Exited(code)) => return Ok(Some(code)),

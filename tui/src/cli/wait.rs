@@ -10,6 +10,9 @@ use super::{Done, Failure, OK, resolve};
 use crate::client::{Client, ClientError, ExitCode, Kind, SessionChange, SessionView};
 use crate::output::session::short_id;
 
+/// The exit code for an agent that waits for an answer.
+const BLOCKED: u8 = ExitCode::Blocked as u8;
+
 pub(super) async fn wait(client: &Client, wait: Wait) -> Done {
     let id = resolve::session(client, &wait.id).await?;
     let waiting = until(client, &id, wait.until);
@@ -27,8 +30,11 @@ async fn until(client: &Client, id: &SessionId, until: Option<Until>) -> Done {
         match change {
             SessionChange::Changed(session) if session.id == *id => {
                 seen = true;
-                if let Some(result) = judge(&session, until) {
-                    return result.map_err(Failure::from);
+                match judge(&session, until) {
+                    // What was answered a moment ago may still show: only what is listed waits.
+                    Some(Ok(BLOCKED)) if client.pending(Some(id)).await?.is_empty() => {}
+                    Some(result) => return result.map_err(Failure::from),
+                    None => {}
                 }
             }
             SessionChange::Removed(removed) if removed == *id => {
@@ -63,7 +69,7 @@ fn judge(session: &SessionView, until: Option<Until>) -> Option<Result<u8, Clien
         return Some(Ok(OK));
     }
     match (until, status) {
-        (None, _) if blocked => Some(Ok(ExitCode::Blocked as u8)),
+        (None, _) if blocked => Some(Ok(BLOCKED)),
         (_, Some(Status::Error)) => Some(Err(failed(&session.id, session.fault.clone()))),
         (_, Some(Status::Stopped)) => Some(Err(stopped(&session.id))),
         _ => None,

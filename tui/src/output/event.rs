@@ -86,7 +86,8 @@ fn what(kind: &EventKind) -> Option<String> {
         }
         EventKind::Terminal { id, exit_code: None } => format!("terminal {id} opened"),
         EventKind::Terminal { id, exit_code: Some(code) } => format!("terminal {id} ended with code {code}"),
-        EventKind::KeysUpdated { providers } => format!("keys: {}", single_line(&providers.join(" "))),
+        EventKind::KeysUpdated { providers } if providers.is_empty() => "provider keys: none".into(),
+        EventKind::KeysUpdated { providers } => format!("provider keys: {}", single_line(&providers.join(" "))),
         EventKind::AgentError { message, .. } => format!("error: {}", visible(message)),
         EventKind::Gap { reason } => format!("events are missing here: {}", single_line(reason)),
         EventKind::Title { title } => format!("title: {}", single_line(title)),

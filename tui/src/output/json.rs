@@ -430,7 +430,7 @@ impl From<v1::Provider> for Provider {
     }
 }
 
-/// The models of the listed providers.
+/// The models of the listed providers: the default first, then those that could be used now.
 #[must_use]
 pub fn models(listed: v1::ListProvidersResponse) -> Vec<Model> {
     let default = listed.default_model;
@@ -452,7 +452,9 @@ pub fn models(listed: v1::ListProvidersResponse) -> Vec<Model> {
             }
         })
     };
-    listed.providers.into_iter().flat_map(of_provider).collect()
+    let mut models: Vec<Model> = listed.providers.into_iter().flat_map(of_provider).collect();
+    models.sort_by_key(|model| (!model.default, !model.usable));
+    models
 }
 
 /// How the daemon is doing.

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -17,6 +16,7 @@ use tokio::sync::mpsc;
 use super::config::Config;
 use crate::process::{Child, agent_command, exit_code, spawn};
 use crate::settings::Settings;
+use crate::task::Tasks;
 
 /// Time to be ready: 2.5 s are usual, much more on a machine that starts ten at once.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -132,7 +132,7 @@ pub async fn prepare(settings: &Settings) -> Result<(), ProcessError> {
 ///
 /// # Errors
 /// [`ProcessError`].
-pub async fn start(settings: &Arc<Settings>, config: &Config) -> Result<Server, ProcessError> {
+pub async fn start(settings: &Settings, config: &Config, tasks: &Tasks) -> Result<Server, ProcessError> {
     let password = Secret::new(hex::encode(random::<24>()));
     let program = settings.opencode.display().to_string();
     let mut command = agent_command(settings, &settings.opencode);
@@ -158,10 +158,10 @@ pub async fn start(settings: &Arc<Settings>, config: &Config) -> Result<Server, 
     })?;
     let (said, mut lines) = mpsc::channel(16);
     if let Some(stdout) = child.take_stdout() {
-        tokio::spawn(drain(stdout, said.clone()));
+        tasks.spawn("agent output", drain(stdout, said.clone()));
     }
     if let Some(stderr) = child.take_stderr() {
-        tokio::spawn(drain(stderr, said));
+        tasks.spawn("agent output", drain(stderr, said));
     }
     let mut last = String::new();
     let ready = async {

@@ -14,7 +14,7 @@ mod part;
 mod request;
 mod turn;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use openagent_core::event::{EventKind, FileDiff, PartDelta, TodoItem};
 use openagent_core::id::ConversationId;
@@ -91,7 +91,8 @@ pub struct Translator {
     diff: Vec<FileDiff>,
     todo: Vec<TodoItem>,
     sequences: BTreeMap<String, u64>,
-    replayed: VecDeque<String>,
+    replayed: BTreeSet<String>,
+    replaying: bool,
     outputs: Vec<Output>,
 }
 
@@ -111,7 +112,8 @@ impl Translator {
             diff: Vec::new(),
             todo: Vec::new(),
             sequences: BTreeMap::new(),
-            replayed: VecDeque::new(),
+            replayed: BTreeSet::new(),
+            replaying: false,
             outputs: Vec::new(),
         }
     }
@@ -122,7 +124,7 @@ impl Translator {
         if name == "sync" {
             let event = field(payload, "syncEvent");
             self.saw_sequence(text(event, "aggregateID"), field(event, "seq"));
-        } else if !self.replayed.iter().any(|id| id == text(payload, "id")) {
+        } else if !self.replayed.remove(text(payload, "id")) {
             self.dispatch(name, field(payload, "properties"), now);
         }
         self.take()
@@ -136,13 +138,16 @@ impl Translator {
         }
         self.saw_sequence(session, sequence);
         if self.replayed.len() >= REPLAYED_MAX {
-            self.replayed.pop_front();
+            // The oldest: they ascend.
+            self.replayed.pop_first();
         }
-        self.replayed.push_back(text(entry, "id").to_owned());
+        self.replayed.insert(text(entry, "id").to_owned());
         // Durable names carry a version: "message.updated.1".
         let name = text(entry, "type");
         let name = name.rsplit_once('.').filter(|(_, version)| version.parse::<u32>().is_ok()).map_or(name, |(name, _)| name);
+        self.replaying = true;
         self.dispatch(name, field(entry, "data"), now);
+        self.replaying = false;
         self.take()
     }
 

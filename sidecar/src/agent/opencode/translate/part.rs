@@ -93,7 +93,8 @@ impl Translator {
             self.record(EventKind::Part { part });
             return Some(());
         }
-        let mut open = Open { part, holed: false, unrecorded: true, recorded_at: now };
+        // Letters that followed its birth were missed with it.
+        let mut open = Open { part, holed: self.replaying, unrecorded: true, recorded_at: now };
         if let Some(earlier) = earlier
             && is_progress(&earlier.part.body, &open.part.body)
         {
