@@ -68,21 +68,9 @@ async fn run_with_a_request_that_no_rule_allows_says_how_to_answer_and_keeps_the
 
 #[tokio::test]
 async fn run_answers_once_what_a_rule_allows() {
-    let rest = text("msg_1", "prt_1", "done").into_iter().chain([completed()]);
-    let fake = Fake::serving(State { script: vec![asks("git status", &["git status"])], ..Default::default() });
-    let answering = fake.clone();
-    let rest: Vec<Kind> = rest.collect();
-    // The rest of the script runs once the answer is there; it is put in place once the request was taken out.
-    let running = tokio::spawn(async move { answering.openagent(&["run", "go", "--allow", "bash:git *", "--rm", "--json"]).await });
-    tokio::time::timeout(fake::BOUND, async {
-        while fake.with(|state| state.answered.is_empty()) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the request is answered");
-    fake.record(rest);
-    let outcome = running.await.expect("it runs");
+    let after_answer = text("msg_1", "prt_1", "done").into_iter().chain([completed()]).collect();
+    let fake = Fake::serving(State { script: vec![asks("git status", &["git status"])], after_answer, ..Default::default() });
+    let outcome = fake.openagent(&["run", "go", "--allow", "bash:git *", "--rm", "--json"]).await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
     assert_eq!(json(&outcome)["outcome"], "completed");
     assert_eq!((&json(&outcome)["text"], &json(&outcome)["removed"]), (&"done".into(), &true.into()));

@@ -29,6 +29,8 @@ pub struct State {
     pub pending: Vec<v1::Pending>,
     /// What happens after the user's message.
     pub script: Vec<Kind>,
+    /// What happens after a permission request was answered.
+    pub after_answer: Vec<Kind>,
     pub created: Vec<v1::CreateSessionRequest>,
     pub prompts: Vec<String>,
     pub answered: Vec<(String, i32)>,
@@ -88,6 +90,10 @@ impl Fake {
             .add_service(v1::vault_service_server::VaultServiceServer::new(self.clone()))
             .add_service(v1::provider_service_server::ProviderServiceServer::new(self.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "it ends with the test's runtime, and a panic in it fails the call that is waited for"
+        )]
         tokio::spawn(server);
     }
 
@@ -289,7 +295,7 @@ impl v1::permission_service_server::PermissionService for Fake {
         let rest = self.with(|state| {
             state.answered.push((request.request_id.clone(), request.response));
             state.pending.clear();
-            std::mem::take(&mut state.script)
+            std::mem::take(&mut state.after_answer)
         });
         let answered =
             v1::PermissionAnsweredEvent { id: request.request_id, response: request.response, by: request.by, reason: request.reason };
