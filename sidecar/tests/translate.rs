@@ -510,6 +510,27 @@ fn when_the_process_dies_at_any_point_everything_open_is_closed() {
 }
 
 #[test]
+fn the_late_idle_of_an_aborted_turn_does_not_end_the_next_one() {
+    let mut events = stream("14-abort.event.sse");
+    let root = root(&events);
+    // Behind the last message come two more signs of rest.
+    let late = events.split_off(events.len() - 2);
+    let mut translator = Translator::new(root.parse().unwrap());
+    let mut told = Told { records: Vec::new(), letters: BTreeMap::new() };
+    events.iter().for_each(|event| told.take(translator.apply(event, at(0))));
+    assert_eq!(told.turns(), [&TurnOutcome::Aborted]);
+    translator.prompted();
+    late.iter().for_each(|event| told.take(translator.apply(event, at(10))));
+    let due = translator.next_tick().unwrap();
+    assert!(!translator.overdue(at(5_000)) && translator.overdue(due));
+    // Asked for its state, OpenCode says that it works.
+    let statuses = json!({ root.as_str(): { "type": "busy" } });
+    told.take(translator.resync(&Snapshot { statuses, permissions: json!([]), questions: json!([]), todos: None }, due));
+    told.take(translator.tick(due));
+    assert_eq!((told.turns().len(), translator.in_turn()), (1, true));
+}
+
+#[test]
 fn an_error_before_any_work_ends_the_turn() {
     let mut translator = Translator::new("ses_a".parse().unwrap());
     translator.prompted();

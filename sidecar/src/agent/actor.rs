@@ -153,10 +153,7 @@ impl Actor {
                 Input::Event(None) => self.exited(-1).await,
                 Input::Exited(code) => self.exited(code).await,
                 Input::Restart => self.restart().await,
-                Input::Tick => {
-                    let outputs = self.translator.tick(now());
-                    self.tell(outputs).await;
-                }
+                Input::Tick => self.tick().await,
             }
         }
     }
@@ -330,6 +327,12 @@ impl Actor {
                 self.record(EventKind::Gap { reason }).await;
             }
         }
+        self.look().await;
+    }
+
+    /// Takes over the state that OpenCode is in now.
+    async fn look(&mut self) {
+        let Some(client) = self.up.as_ref().map(|up| up.client.clone()) else { return };
         match client.snapshot(self.settings.session.as_str()).await {
             Ok(snapshot) => {
                 let outputs = self.translator.resync(&snapshot, now());
@@ -337,6 +340,14 @@ impl Actor {
             }
             Err(error) => tracing::warn!(error = chain(&error), "the agent's state could not be read"),
         }
+    }
+
+    async fn tick(&mut self) {
+        if self.translator.overdue(now()) {
+            self.look().await;
+        }
+        let outputs = self.translator.tick(now());
+        self.tell(outputs).await;
     }
 
     async fn event(&mut self, feed: Feed) {

@@ -15,6 +15,9 @@ use super::message::Failure;
 /// How long an idle conversation may take to begin a message, or to go on after a tool call.
 const NOTHING_FOLLOWS_MILLIS: i64 = 1_500;
 
+/// How long a prompt may take to be worked on. The last `idle` of an aborted turn may come behind the next prompt.
+const NOTHING_BEGINS_MILLIS: i64 = 10_000;
+
 /// How long an idle conversation may take to complete its last message; an aborted command is given 3 s to end.
 const COMPLETION_MILLIS: i64 = 5_000;
 
@@ -110,7 +113,10 @@ impl Translator {
         match &self.turn.last {
             Some(last) if last.completed => self.end_turn(),
             Some(_) => self.turn.end_at = self.turn.end_at.or(Some(now.plus_millis(COMPLETION_MILLIS))),
-            None => self.turn.end_at = self.turn.end_at.or(Some(now.plus_millis(NOTHING_FOLLOWS_MILLIS))),
+            None => {
+                let millis = if self.turn.worked { NOTHING_FOLLOWS_MILLIS } else { NOTHING_BEGINS_MILLIS };
+                self.turn.end_at = self.turn.end_at.or(Some(now.plus_millis(millis)));
+            }
         }
     }
 
@@ -135,8 +141,15 @@ impl Translator {
         }
     }
 
+    /// Whether the next [`tick`](Self::tick) ends the turn by time alone. Ask OpenCode for its state before: the `idle` may have been that of an
+    /// earlier turn.
+    #[must_use]
+    pub fn overdue(&self, now: Timestamp) -> bool {
+        self.turn.open && self.turn.end_at.is_some_and(|end_at| end_at <= now)
+    }
+
     pub(super) fn settle_overdue(&mut self, now: Timestamp) {
-        if self.turn.open && self.turn.end_at.is_some_and(|end_at| end_at <= now) {
+        if self.overdue(now) {
             self.end_turn();
         }
     }
