@@ -24,7 +24,7 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "Without a command the terminal user interface opens.
-ID is a session's id, the beginning or the end of one, or a title that only one session has.
+ID is a session's id, the beginning or the end of one, what lists show of it, or a title that only one session has.
 Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 key missing or refused, 5 the agent waits for an answer.";
 
 #[derive(Debug, Clone, Copy, Default, Args)]

@@ -26,11 +26,16 @@ fn names(text: &str, id: &str) -> bool {
     id.starts_with(&text) || bare.starts_with(&text) || bare.ends_with(&text)
 }
 
+/// Whether `text` names a session's id; the beginning of what lists show of it counts as well.
+fn means(text: &str, session: &SessionView) -> bool {
+    names(text, session.id.as_str()) || short_id(&session.id).starts_with(&text.to_ascii_uppercase())
+}
+
 fn find<'a>(sessions: &'a [SessionView], text: &str) -> Result<&'a SessionView, Failure> {
     if text.trim().is_empty() {
         return Err(usage("the session's id is empty", "see which there are: openagent ls"));
     }
-    let by_id: Vec<&SessionView> = sessions.iter().filter(|session| names(text, session.id.as_str())).collect();
+    let by_id: Vec<&SessionView> = sessions.iter().filter(|session| means(text, session)).collect();
     let found = if by_id.is_empty() { sessions.iter().filter(|session| session.title == text).collect() } else { by_id };
     match found.as_slice() {
         [one] => Ok(one),
@@ -106,6 +111,7 @@ mod tests {
     fn beginnings_ends_and_titles_name_a_session() {
         assert_eq!(found("ses_01B").unwrap(), "ses_01BRZ3NDEKTSV4RRFFQ69G5FAV");
         assert_eq!(found("01b").unwrap(), "ses_01BRZ3NDEKTSV4RRFFQ69G5FAV");
+        assert_eq!(found("q69g5fb").unwrap(), "ses_01ARZ3NDEKTSV4RRFFQ69G5FBW", "the beginning of what lists show");
         assert_eq!(found("5fbw").unwrap(), "ses_01ARZ3NDEKTSV4RRFFQ69G5FBW");
         assert_eq!(found("fix the parser").unwrap(), "ses_01ARZ3NDEKTSV4RRFFQ69G5FAV");
     }

@@ -61,17 +61,25 @@ pub enum Start {
 impl Client {
     /// Connects to the daemon, and starts it where nothing answers and `start` says so. Refuses a daemon of another protocol.
     pub async fn connect(paths: &Paths, start: Start) -> Result<Self, ClientError> {
-        if UnixStream::connect(&paths.socket).await.is_err() {
-            match start {
-                Start::OnDemand => start_daemon(paths).await?,
-                Start::Never => {
-                    return Err(ClientError::new(Kind::Unreachable, "the daemon is not running", "start it: openagent daemon start"));
+        let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            if UnixStream::connect(&paths.socket).await.is_err() {
+                match start {
+                    Start::OnDemand => start_daemon(paths).await?,
+                    Start::Never => {
+                        return Err(ClientError::new(Kind::Unreachable, "the daemon is not running", "start it: openagent daemon start"));
+                    }
                 }
             }
+            let client = Self::lazy(&paths.socket);
+            match client.check_protocol().await {
+                Ok(()) => return Ok(client),
+                // A daemon that is ending still accepts connections; the next one takes its place.
+                Err(error) if error.is_disconnected() && start == Start::OnDemand && Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(START_POLL).await;
         }
-        let client = Self::lazy(&paths.socket);
-        client.check_protocol().await?;
-        Ok(client)
     }
 
     /// A client of the daemon at `socket` that connects when it is first used.

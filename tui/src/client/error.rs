@@ -79,6 +79,9 @@ pub struct ClientError {
 /// Reasons that mean a missing or refused key, whatever code they came with.
 const KEY_REASONS: [&str; 2] = ["KEY_MISSING", "KEY_UNREADABLE"];
 
+/// Reason with which a daemon that ends refuses; the next one will not.
+const STOPPING_REASON: &str = "DAEMON_STOPPING";
+
 impl ClientError {
     /// A failure without a stable reason.
     #[must_use]
@@ -123,6 +126,7 @@ impl From<tonic::Status> for ClientError {
         }
         let kind = match status.code() {
             _ if KEY_REASONS.contains(&reason.as_str()) => Kind::Auth,
+            _ if reason == STOPPING_REASON => Kind::Unreachable,
             Code::NotFound => Kind::NotFound,
             Code::InvalidArgument | Code::OutOfRange => Kind::Invalid,
             Code::Unauthenticated | Code::PermissionDenied => Kind::Auth,
@@ -191,5 +195,6 @@ mod tests {
     fn a_broken_connection_is_told_apart_from_an_agent_that_is_not_there() {
         assert!(ClientError::from(tonic::Status::unavailable("tcp connect error")).is_disconnected());
         assert!(!ClientError::from(status(Code::Unavailable, "AGENT_RESTARTS")).is_disconnected());
+        assert!(ClientError::from(status(Code::Unavailable, "DAEMON_STOPPING")).is_disconnected());
     }
 }
