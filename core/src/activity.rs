@@ -76,7 +76,7 @@ impl ActivityTracker {
             EventKind::PermissionAnswered { id, .. } | EventKind::QuestionAnswered { id, .. } => {
                 self.waiting.remove(id);
             }
-            EventKind::Session { status, .. } if matches!(status, Status::Stopped | Status::Error) => *self = Self::default(),
+            EventKind::Session { status: Status::Stopped | Status::Error, .. } => *self = Self::default(),
             EventKind::Session { .. }
             | EventKind::Instance { .. }
             | EventKind::Step { .. }
@@ -110,6 +110,60 @@ impl ActivityTracker {
             Some(Busy::Retrying { attempt, next_at, .. }) => Activity::Retrying { attempt: *attempt, next_at: *next_at },
             Some(Busy::Rest) | None if self.turn_ended => Activity::Done,
             Some(Busy::Rest) | None => Activity::Quiet,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::event::TurnOutcome;
+    use crate::permission::{PermissionRequest, PermissionResponse};
+
+    fn asked(id: &str) -> EventKind {
+        EventKind::PermissionAsked {
+            request: PermissionRequest {
+                id: id.parse().unwrap(),
+                conversation: "ses_x".parse().unwrap(),
+                permission: "bash".into(),
+                title: "ls".into(),
+                diff: None,
+                patterns: vec![],
+                always: vec![],
+                asked_at: Timestamp::default(),
+            },
+        }
+    }
+
+    #[test]
+    fn activity_follows_a_turn_from_quiet_to_done() {
+        let mut tracker = ActivityTracker::default();
+        assert_eq!(tracker.activity(), Activity::Quiet);
+        tracker.apply(&EventKind::Busy { busy: Busy::Working });
+        assert_eq!(tracker.activity(), Activity::Working);
+        tracker.apply(&asked("per_1"));
+        assert_eq!(tracker.activity(), Activity::Blocked { permissions: 1, questions: 0 });
+        let id = "per_1".parse().unwrap();
+        tracker.apply(&EventKind::PermissionAnswered { id, response: PermissionResponse::Once, by: "x".into(), reason: None });
+        assert_eq!(tracker.activity(), Activity::Working);
+        let next_at = Timestamp::from_millis(5);
+        tracker.apply(&EventKind::Busy { busy: Busy::Retrying { attempt: 2, message: String::new(), next_at } });
+        assert_eq!(tracker.activity(), Activity::Retrying { attempt: 2, next_at });
+        tracker.apply(&EventKind::TurnEnded { outcome: TurnOutcome::Completed });
+        assert_eq!(tracker.activity(), Activity::Done);
+    }
+
+    #[test]
+    fn nothing_waits_for_an_agent_that_is_gone() {
+        for end in [
+            EventKind::TurnEnded { outcome: TurnOutcome::Interrupted },
+            EventKind::Session { status: Status::Error, fault: None, title: String::new() },
+        ] {
+            let mut tracker = ActivityTracker::default();
+            tracker.apply(&asked("per_1"));
+            tracker.apply(&end);
+            assert!(!matches!(tracker.activity(), Activity::Blocked { .. }));
         }
     }
 }

@@ -114,12 +114,7 @@ fn refuse(status: StatusCode, code: &str, message: &str) -> Response {
     (status, [(CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
-async fn call(
-    State(caller): State<Caller>,
-    Path((provider, path)): Path<(String, String)>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
+async fn call(State(caller): State<Caller>, Path((provider, path)): Path<(String, String)>, headers: HeaderMap, body: Body) -> Response {
     let shared = &caller.relay.shared;
     let Some(provider) = shared.catalogue.get(&provider).filter(|provider| provider.kind != ProviderKind::Demo) else {
         return refuse(StatusCode::NOT_FOUND, "provider_unknown", "OpenAgent knows no such provider");

@@ -18,9 +18,9 @@ use tracing_subscriber::EnvFilter;
 use crate::catalogue::Catalogue;
 use crate::clock;
 use crate::config::{self, LoadError};
+use crate::driver::Driver;
 use crate::driver::docker::{DockerDriver, DockerOptions};
 use crate::driver::local::{LocalDriver, LocalOptions};
-use crate::driver::Driver;
 use crate::event::EventLog;
 use crate::relay::ModelRelay;
 use crate::rpc::{self, Context, Defaults};
@@ -43,10 +43,7 @@ impl Options {
     /// The environment of this process, and where its program is.
     #[must_use]
     pub fn from_environment() -> Self {
-        Self {
-            environment: std::env::vars().collect(),
-            program: std::env::current_exe().unwrap_or_default(),
-        }
+        Self { environment: std::env::vars().collect(), program: std::env::current_exe().unwrap_or_default() }
     }
 
     /// The configuration that is in force, and where files are.
@@ -79,7 +76,9 @@ pub async fn run(options: Options) -> Result<(), Fault> {
     let store = Store::open(&paths.store_dir).await.map_err(|error| error.fault())?;
     let listener = rpc::listen(&paths.socket).await.map_err(|error| serve_fault(&error))?;
     let vault = Vault::open(store.clone(), &paths.master_key_file).await.map_err(|error| error.fault())?;
-    let catalogue = Arc::new(Catalogue::new(&config.providers).map_err(|mistakes| LoadError::Mistakes { path: paths.config_file.clone(), mistakes }.fault())?);
+    let catalogue = Arc::new(
+        Catalogue::new(&config.providers).map_err(|mistakes| LoadError::Mistakes { path: paths.config_file.clone(), mistakes }.fault())?,
+    );
     let driver = driver(&config, &paths, &options, &tasks);
     let relay = ModelRelay::new(Arc::clone(&catalogue), vault.clone())
         .map_err(|error| Fault::new("TLS_UNUSABLE", error.to_string(), "check the proxy and certificate settings of this machine"))?;

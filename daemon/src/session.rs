@@ -95,7 +95,12 @@ impl View {
     pub const fn step(&self) -> Option<Step> {
         match self.record.lifecycle.state() {
             State::Starting { step, .. } => Some(*step),
-            State::Active { .. } | State::Idle { .. } | State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => None,
+            State::Active { .. }
+            | State::Idle { .. }
+            | State::Unwinding { .. }
+            | State::Stopped
+            | State::Failed { .. }
+            | State::Removed => None,
         }
     }
 }
@@ -182,15 +187,17 @@ impl SessionHandle {
         Arc::clone(&self.view.borrow())
     }
 
-    /// The connection to its sidecar, while there is one.
+    /// The connection to its sidecar; waits for one that is being made.
     ///
     /// # Errors
-    /// A fault that says what to do.
-    pub fn client(&self) -> Result<SidecarClient, Fault> {
-        self.client.borrow().clone().ok_or_else(|| {
-            let status = self.view().record.lifecycle.status().name();
-            Fault::new("NOT_RUNNING", format!("the session has no running instance (it is {status})"), "resume it first: openagent resume ID")
-        })
+    /// `NOT_RUNNING` when the session has no instance, `SIDECAR_UNREACHABLE`.
+    pub async fn client(&self) -> Result<SidecarClient, Fault> {
+        let view = self.view();
+        if view.record.lifecycle.instance().is_none() {
+            let message = format!("the session has no running instance (it is {})", view.record.lifecycle.status().name());
+            return Err(Fault::new("NOT_RUNNING", message, "resume it first: openagent resume ID"));
+        }
+        actor::effect::linked(self.client.clone()).await
     }
 
     /// Asks something of it and waits for the answer.

@@ -204,11 +204,7 @@ impl SidecarClient {
             let sealed = Sealed::try_from(answer.sidecar_auth_token.clone()).ok()?;
             let bearer = channel.auth_token.open(&Purpose::AuthToken.aad(session, "bearer", 1), &sealed).ok()?;
             let bearer = String::from_utf8(bearer.to_vec()).ok()?;
-            Some(Credentials {
-                bearer: Secret::new(bearer),
-                provider_keys: channel.provider_keys,
-                recipient_key_id: theirs.key_id(),
-            })
+            Some(Credentials { bearer: Secret::new(bearer), provider_keys: channel.provider_keys, recipient_key_id: theirs.key_id() })
         };
         open().ok_or(SidecarError::Protocol)
     }
@@ -344,13 +340,7 @@ impl SidecarClient {
         self.exchange(method, path, body, CALL_DEADLINE).await.map(drop)
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&impl Serialize>,
-        deadline: Duration,
-    ) -> Result<Bytes, SidecarError> {
+    async fn exchange(&self, method: Method, path: &str, body: Option<&impl Serialize>, deadline: Duration) -> Result<Bytes, SidecarError> {
         let body = body.map(serde_json::to_vec).transpose().map_err(|_| SidecarError::Protocol)?;
         let exchange = async {
             let answer = self.send(method, path, body.unwrap_or_default().into()).await?;

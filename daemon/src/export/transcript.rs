@@ -77,12 +77,8 @@ impl Transcript {
     /// The conversation as JSON; messages and parts in the form in which they are stored.
     #[must_use]
     pub fn json(&self, about: &About) -> Vec<u8> {
-        let document = Document {
-            format: 1,
-            session: about.session.id.as_str(),
-            title: &about.session.title,
-            messages: self.entries().collect(),
-        };
+        let document =
+            Document { format: 1, session: about.session.id.as_str(), title: &about.session.title, messages: self.entries().collect() };
         serde_json::to_vec_pretty(&document).expect("a transcript has only string keys")
     }
 

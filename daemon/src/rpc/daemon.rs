@@ -17,7 +17,10 @@ impl v1::daemon_service_server::DaemonService for Daemon {
         let running = views
             .iter()
             .filter(|view| {
-                matches!(view.record.lifecycle.state(), State::Starting { .. } | State::Active { .. } | State::Idle { .. } | State::Unwinding { .. })
+                matches!(
+                    view.record.lifecycle.state(),
+                    State::Starting { .. } | State::Active { .. } | State::Idle { .. } | State::Unwinding { .. }
+                )
             })
             .count();
         let health = shared.driver.health().await;

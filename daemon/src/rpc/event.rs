@@ -24,8 +24,7 @@ impl v1::event_service_server::EventService for Events {
         let request = request.into_inner();
         let handle = self.0.registry.find(&request.session_id).map_err(|fault| status(&fault))?;
         let log = &self.0.registry.shared().log;
-        let mut reader =
-            log.subscribe(handle.id(), request.after_seq, request.deltas).await.map_err(|error| status(&error.fault()))?;
+        let mut reader = log.subscribe(handle.id(), request.after_seq, request.deltas).await.map_err(|error| status(&error.fault()))?;
         let stop = self.0.shutdown.clone();
         let stream = async_stream::stream! {
             loop {

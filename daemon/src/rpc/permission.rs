@@ -61,11 +61,8 @@ impl v1::permission_service_server::PermissionService for Permissions {
                         }
                     };
                     let session = &view.record.session;
-                    let wire = v1::Pending {
-                        session_id: session.id.to_string(),
-                        session_title: session.title.clone(),
-                        request: Some(request),
-                    };
+                    let wire =
+                        v1::Pending { session_id: session.id.to_string(), session_title: session.title.clone(), request: Some(request) };
                     (asked_at, wire)
                 })
             })

@@ -73,7 +73,11 @@ impl Sessions {
         }
         let model = if request.model.is_empty() {
             shared.catalogue.default_model(|id| shared.has_key(id), defaults.model.as_deref()).ok_or_else(|| {
-                Fault::new("KEY_MISSING", "no provider has a key", "set one: openagent keys set PROVIDER; or try the demo: --model demo/tour")
+                Fault::new(
+                    "KEY_MISSING",
+                    "no provider has a key",
+                    "set one: openagent keys set PROVIDER; or try the demo: --model demo/tour",
+                )
             })?
         } else {
             request.model
@@ -294,7 +298,7 @@ impl v1::session_service_server::SessionService for Sessions {
         let handle = self.find(&request.into_inner().session_id)?;
         let chunks = crate::export::export(self.0.registry.shared(), &handle.view()).await.map_err(|fault| status(&fault))?;
         let stream = chunks.map(|chunk| match chunk {
-            Ok(chunk) => Ok(v1::ExportSessionResponse { chunk: chunk.into() }),
+            Ok(chunk) => Ok(v1::ExportSessionResponse { chunk }),
             Err(fault) => Err(status(&fault)),
         });
         Ok(Response::new(Box::pin(stream)))

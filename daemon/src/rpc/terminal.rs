@@ -72,7 +72,7 @@ impl v1::terminal_service_server::TerminalService for Terminals {
         if request.command.len() > COMMAND_MAX_BYTES {
             return Err(invalid("the command has more than 64 KiB"));
         }
-        let client = self.find(&request.session_id)?.client().map_err(|fault| status(&fault))?;
+        let client = self.find(&request.session_id)?.client().await.map_err(|fault| status(&fault))?;
         let open = wire::OpenTerminal {
             id: TerminalId::from_ulid(ulid::Ulid::new()).to_string(),
             columns,
@@ -86,7 +86,7 @@ impl v1::terminal_service_server::TerminalService for Terminals {
     async fn list_terminals(&self, request: Request<v1::ListTerminalsRequest>) -> Result<Response<v1::ListTerminalsResponse>, Status> {
         let handle = self.find(&request.into_inner().session_id)?;
         // Terminals live and end with the instance: without one there are none.
-        let terminals = match handle.client() {
+        let terminals = match handle.client().await {
             Ok(client) => client.terminals().await.map_err(failed)?,
             Err(_) => vec![],
         };
@@ -102,14 +102,8 @@ impl v1::terminal_service_server::TerminalService for Terminals {
         };
         let (columns, rows) = size(attach.size)?;
         let id = terminal_id(&attach.terminal_id)?;
-        let client = self.find(&attach.session_id)?.client().map_err(|fault| status(&fault))?;
-        let attach = wire::AttachTerminal {
-            id: id.to_string(),
-            offset: attach.offset_bytes,
-            read_only: attach.read_only,
-            columns,
-            rows,
-        };
+        let client = self.find(&attach.session_id)?.client().await.map_err(|fault| status(&fault))?;
+        let attach = wire::AttachTerminal { id: id.to_string(), offset: attach.offset_bytes, read_only: attach.read_only, columns, rows };
         let stream = client.attach_terminal(&attach).await.map_err(failed)?;
         Ok(Response::new(Box::pin(pump(stream, requests, self.0.shutdown.clone()))))
     }
@@ -118,7 +112,7 @@ impl v1::terminal_service_server::TerminalService for Terminals {
         let request = request.into_inner();
         let handle = self.find(&request.session_id)?;
         let id = terminal_id(&request.terminal_id)?;
-        if let Ok(client) = handle.client() {
+        if let Ok(client) = handle.client().await {
             match client.close_terminal(&id).await {
                 Ok(()) | Err(SidecarError::Refused { status: 404, .. }) => {}
                 Err(error) => return Err(failed(error)),
@@ -197,9 +191,7 @@ fn response(shown: Shown) -> v1::attach_terminal_response::Response {
         Shown::Output { end, data } => Answer::Output(v1::TerminalOutput { end_offset_bytes: end, data: data.into() }),
         Shown::Screen { end, data } => Answer::Screen(v1::TerminalOutput { end_offset_bytes: end, data: data.into() }),
         Shown::Notice(Notice::Writer { writing }) => Answer::Writer(v1::TerminalWriter { writing }),
-        Shown::Notice(Notice::Size { columns, rows }) => {
-            Answer::Size(v1::TerminalSize { columns: columns.into(), rows: rows.into() })
-        }
+        Shown::Notice(Notice::Size { columns, rows }) => Answer::Size(v1::TerminalSize { columns: columns.into(), rows: rows.into() }),
         Shown::Notice(Notice::Exited { code }) => Answer::Exited(v1::TerminalExited { code }),
     }
 }

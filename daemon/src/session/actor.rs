@@ -4,6 +4,8 @@
 //! record, append the events, show the new view, run the effects. Desired state is durable before it is acted on. Effects run as tasks and come back
 //! as inputs.
 
+pub(crate) mod effect;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,20 +17,20 @@ use openagent_core::instance::{ExitCause, Instance};
 use openagent_core::permission::{PermissionResponse, PermissionRule};
 use openagent_core::secret::Secret;
 use openagent_core::session::lifecycle::{Effect, Input as LifecycleInput, Reply, State};
-use openagent_core::session::{Fault, Session, Status, Step, TITLE_MAX_CHARS};
-use openagent_proto::sidecar as wire;
+use openagent_core::session::{Fault, Status, Step, TITLE_MAX_CHARS};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::link::Link;
 use super::pending::{Inbox, Pending, allowed};
-use super::step::{CREDENTIALS, StepRun, Yield, push_keys};
-use super::{Command, INPUTS_MAX, PermissionAnswer, PromptJob, QuestionAnswer, SessionHandle, Shared, View};
+use super::step::{CREDENTIALS, Yield};
+use super::{Command, INPUTS_MAX, PermissionAnswer, PromptJob, SessionHandle, Shared, View};
 use crate::clock;
 use crate::event::{Item, LogInfo};
 use crate::sidecar::{Credentials, SidecarClient};
 use crate::store::SessionRecord;
 use crate::vault::Versions;
+use effect::Job;
 
 /// Prompts that may wait for an agent to become ready.
 const WAITING_PROMPTS_MAX: usize = 16;
@@ -72,18 +74,6 @@ pub enum Birth {
 
 struct Live {
     link: Link,
-}
-
-/// Effects that wait for the state they follow from to be durable.
-enum Job {
-    Step(InstanceId, Step),
-    Unwind(Option<InstanceId>, Vec<Step>, Duration),
-    Deliver(PromptJob),
-    Answer(PermissionAnswer, Vec<PermissionRule>, Option<oneshot::Sender<Result<(), Fault>>>),
-    Reply(QuestionAnswer, oneshot::Sender<Result<(), Fault>>),
-    Abort(oneshot::Sender<Result<(), Fault>>),
-    Title(String),
-    PushKeys,
 }
 
 /// The actor.
@@ -276,7 +266,8 @@ impl Actor {
         self.token = None;
         let fault = self.record.lifecycle.fault().cloned();
         for prompt in self.prompts.drain(..) {
-            let stopped = || Fault::new("SESSION_STOPPED", "the session was stopped before its agent was ready", "resume it: openagent resume ID");
+            let stopped =
+                || Fault::new("SESSION_STOPPED", "the session was stopped before its agent was ready", "resume it: openagent resume ID");
             let _ = prompt.reply.send(Err(fault.clone().unwrap_or_else(stopped)));
         }
     }
@@ -433,7 +424,8 @@ impl Actor {
         match self.record.lifecycle.state() {
             State::Starting { .. } if self.prompts.len() < WAITING_PROMPTS_MAX => self.prompts.push_back(job),
             State::Starting { .. } => {
-                let _ = job.reply.send(Err(Fault::new("BUSY", "too many prompts wait for this session already", "wait until it is active")));
+                let _ =
+                    job.reply.send(Err(Fault::new("BUSY", "too many prompts wait for this session already", "wait until it is active")));
             }
             State::Active { .. } | State::Idle { .. } => self.jobs.push(Job::Deliver(job)),
             State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => {
@@ -443,7 +435,8 @@ impl Actor {
     }
 
     fn stepped(&mut self, instance: InstanceId, step: Step, outcome: Result<Yield, Fault>, millis: u64) {
-        let current = matches!(self.record.lifecycle.state(), State::Starting { instance: now, step: at } if *now == instance && *at == step);
+        let current =
+            matches!(self.record.lifecycle.state(), State::Starting { instance: now, step: at } if *now == instance && *at == step);
         if !current {
             return;
         }
@@ -633,132 +626,6 @@ impl Actor {
         }
     }
 
-    fn step_run(&self, instance: InstanceId) -> StepRun {
-        StepRun {
-            shared: Arc::clone(&self.shared),
-            session: self.record.session.clone(),
-            instance,
-            token: self.token.clone(),
-            connected: self.connected(),
-            keys_version: self.record.keys_version,
-        }
-    }
-
-    fn connected(&self) -> Option<(SidecarClient, Credentials)> {
-        Some((self.client.borrow().clone()?, self.live.as_ref()?.link.credentials.clone()))
-    }
-
-    fn start(&mut self, job: Job) {
-        let Some(me) = self.me.upgrade() else { return };
-        let tasks = self.shared.tasks.clone();
-        match job {
-            Job::Step(instance, step) => {
-                let run = self.step_run(instance.clone());
-                tasks.spawn("session-step", async move {
-                    let (outcome, millis) = run.run(step).await;
-                    let _ = me.send(Input::Stepped(instance, step, outcome, millis)).await;
-                });
-            }
-            Job::Unwind(instance, steps, grace) => {
-                let run = self.step_run(instance.unwrap_or_else(new_instance));
-                tasks.spawn("session-unwind", async move {
-                    run.unwind(&steps, grace).await;
-                    let _ = me.send(Input::Unwound).await;
-                });
-            }
-            Job::Deliver(job) => self.deliver(job),
-            Job::Answer(answer, rules, reply) => {
-                let client = self.client.borrow().clone();
-                let store = self.shared.store.clone();
-                tasks.spawn("session-permission", async move {
-                    let body = wire::PermissionReply {
-                        id: answer.id.to_string(),
-                        response: response_name(answer.response).to_owned(),
-                        reason: answer.reason,
-                        by: answer.by,
-                    };
-                    let outcome = match client {
-                        Some(client) => client.answer_permission(&body).await.map_err(|error| error.fault()),
-                        None => Err(unreachable_now()),
-                    };
-                    let everywhere = outcome.is_ok() && answer.response == PermissionResponse::Always;
-                    if everywhere {
-                        for rule in &rules {
-                            if let Err(error) = store.put_rule(rule).await {
-                                tracing::error!(%error, "a remembered answer cannot be stored");
-                            }
-                        }
-                    }
-                    let _ = me.send(Input::Answered(answer.id, rules, everywhere, outcome, reply)).await;
-                });
-            }
-            Job::Reply(answer, reply) => {
-                let client = self.client.borrow().clone();
-                tasks.spawn("session-question", async move {
-                    let body = wire::QuestionReply { id: answer.id.to_string(), answers: answer.answers, by: answer.by };
-                    let outcome = match client {
-                        Some(client) => client.answer_question(&body).await.map_err(|error| error.fault()),
-                        None => Err(unreachable_now()),
-                    };
-                    let _ = me.send(Input::Answered(answer.id, vec![], false, outcome, Some(reply))).await;
-                });
-            }
-            Job::Abort(reply) => {
-                let client = self.client.borrow().clone();
-                tasks.spawn("session-abort", async move {
-                    let outcome = match client {
-                        Some(client) => client.abort().await.map_err(|error| error.fault()),
-                        None => Err(unreachable_now()),
-                    };
-                    let _ = reply.send(outcome);
-                });
-            }
-            Job::Title(title) => {
-                let client = self.client.borrow().clone();
-                tasks.spawn("session-title", async move {
-                    if let Some(client) = client
-                        && let Err(error) = client.rename(&title).await
-                    {
-                        tracing::warn!(%error, "the agent was not told its new title");
-                    }
-                });
-            }
-            Job::PushKeys => {
-                let (shared, session, version) = (Arc::clone(&self.shared), self.record.session.clone(), self.record.keys_version);
-                let connected = self.connected();
-                tasks.spawn("session-keys", async move {
-                    if let Some((client, credentials)) = connected
-                        && let Err(fault) = push_keys(&shared, &session, &client, &credentials, version).await
-                    {
-                        tracing::error!(session = %session.id, %fault, "the sidecar does not have the present keys");
-                    }
-                });
-            }
-        }
-    }
-
-    /// Model and agent of a prompt become the session's.
-    fn deliver(&mut self, job: PromptJob) {
-        let session: &mut Session = &mut self.record.session;
-        for (field, new) in [(&mut session.model, job.model), (&mut session.agent, job.agent)] {
-            if let Some(new) = new
-                && *field != new
-            {
-                *field = new;
-                self.store = true;
-            }
-        }
-        let body = wire::Prompt { text: job.text, model: session.model.clone(), agent: session.agent.clone() };
-        let client = self.client.borrow().clone();
-        self.shared.tasks.spawn("session-prompt", async move {
-            let outcome = match client {
-                Some(client) => client.prompt(&body).await.map(|answer| answer.message_id).map_err(|error| error.fault()),
-                None => Err(unreachable_now()),
-            };
-            let _ = job.reply.send(outcome);
-        });
-    }
-
     /// Links up again with an instance that may have gone on running while no daemon was there.
     async fn adopt(&mut self, instance: InstanceId) {
         match self.shared.vault.open_record(CREDENTIALS, &self.record.session.id).await {
@@ -773,7 +640,8 @@ impl Actor {
             Ok(None) => {}
             Err(error) => tracing::error!(session = %self.record.session.id, %error, "the credentials of a sidecar cannot be read"),
         }
-        let fault = Fault::new("CREDENTIALS_LOST", "the daemon can no longer speak with the session's sidecar", "resume it: openagent resume ID");
+        let fault =
+            Fault::new("CREDENTIALS_LOST", "the daemon can no longer speak with the session's sidecar", "resume it: openagent resume ID");
         self.lifecycle(LifecycleInput::InstanceEnded(instance, fault));
     }
 
@@ -813,18 +681,5 @@ fn verdict(reply: Reply) -> Result<(), Fault> {
     match reply {
         Reply::Accepted | Reply::AlreadySo | Reply::Ignored(_) => Ok(()),
         Reply::Denied(fault) => Err(fault),
-    }
-}
-
-fn unreachable_now() -> Fault {
-    Fault::new("SIDECAR_UNREACHABLE", "the session's sidecar cannot be reached at the moment", "try again in a moment")
-}
-
-const fn response_name(response: PermissionResponse) -> &'static str {
-    match response {
-        PermissionResponse::Once => "once",
-        PermissionResponse::Session => "session",
-        PermissionResponse::Always => "always",
-        PermissionResponse::Reject => "reject",
     }
 }

@@ -93,9 +93,8 @@ impl Inbox {
             return Err(Fault::new("ALREADY_ANSWERED", format!("{first} has answered this request already"), ""));
         }
         let pending = self.waiting.iter().find(|pending| pending.id() == id).cloned();
-        let pending = pending.ok_or_else(|| {
-            Fault::new("NOT_FOUND", format!("no request {id} waits in this session"), "see what waits: openagent inbox")
-        })?;
+        let pending = pending
+            .ok_or_else(|| Fault::new("NOT_FOUND", format!("no request {id} waits in this session"), "see what waits: openagent inbox"))?;
         self.taken.push((id.clone(), by.to_owned()));
         Ok(pending)
     }

@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use openagent_core::id::SessionId;
-use openagent_core::session::lifecycle::{Input, Lifecycle};
-use openagent_core::session::{Fault, Session};
 use super::actor::{Actor, Birth};
 use super::{SessionHandle, Shared};
 use crate::driver::OwnedKind;
 use crate::event::LogInfo;
 use crate::store::{SessionRecord, StoreError};
 use crate::task::TaskError;
+use openagent_core::id::SessionId;
+use openagent_core::session::lifecycle::{Input, Lifecycle};
+use openagent_core::session::{Fault, Session};
 
 /// Sessions that may be stored. Beyond it the lists that clients show are of no use to anyone.
 const SESSIONS_MAX: usize = 100_000;

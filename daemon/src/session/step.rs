@@ -105,11 +105,7 @@ impl StepRun {
         let client = SidecarClient::connect(stream, &self.shared.tasks).await.map_err(|error| error.fault())?;
         let credentials = client.register(id, token).await.map_err(|error| error.fault())?;
         let client = client.with_bearer(credentials.bearer.clone());
-        self.shared
-            .vault
-            .seal_record(CREDENTIALS, id, &credentials.to_bytes())
-            .await
-            .map_err(|error| error.fault())?;
+        self.shared.vault.seal_record(CREDENTIALS, id, &credentials.to_bytes()).await.map_err(|error| error.fault())?;
         Ok((client, credentials))
     }
 

@@ -95,7 +95,10 @@ fn parse(frame: &Sse) -> Result<Option<Told>, SidecarError> {
         Some(_) => return Ok(None),
         None => {
             let seq = frame.id.as_deref().and_then(|id| id.parse().ok()).ok_or(SidecarError::Protocol)?;
-            let Entry { at, kind } = parse_entry(data)?;
+            let Entry { at, mut kind } = parse_entry(data)?;
+            if data.len() > EVENT_MAX_BYTES {
+                kind = EventKind::Gap { reason: format!("an event of {} bytes is over the limit", data.len()) };
+            }
             Told::Recorded { seq, at, kind }
         }
     };

@@ -51,9 +51,7 @@ fn kind(kind: EventKind) -> v1::event::Kind {
         EventKind::Message { message } => Kind::Message(self::message(message)),
         EventKind::MessageRemoved { id } => Kind::MessageRemoved(v1::MessageRemovedEvent { id: id.into() }),
         EventKind::Part { part } => Kind::Part(self::part(part)),
-        EventKind::PartRemoved { message, id } => {
-            Kind::PartRemoved(v1::PartRemovedEvent { message_id: message.into(), id: id.into() })
-        }
+        EventKind::PartRemoved { message, id } => Kind::PartRemoved(v1::PartRemovedEvent { message_id: message.into(), id: id.into() }),
         EventKind::Subagent { conversation, parent, title } => {
             Kind::Subagent(v1::SubagentEvent { conversation_id: conversation.into(), parent_id: parent.into(), title })
         }
@@ -94,12 +92,9 @@ fn kind(kind: EventKind) -> v1::event::Kind {
         }
         EventKind::Terminal { id, exit_code } => Kind::Terminal(v1::TerminalEvent { id: id.into(), exit_code }),
         EventKind::KeysUpdated { providers } => Kind::KeysUpdated(v1::KeysUpdatedEvent { providers }),
-        EventKind::AgentError { name, message, status_code, hint } => Kind::AgentError(v1::AgentErrorEvent {
-            name,
-            message,
-            status_code: status_code.map(u32::from),
-            hint: hint.unwrap_or_default(),
-        }),
+        EventKind::AgentError { name, message, status_code, hint } => {
+            Kind::AgentError(v1::AgentErrorEvent { name, message, status_code: status_code.map(u32::from), hint: hint.unwrap_or_default() })
+        }
         EventKind::Gap { reason } => Kind::Gap(v1::GapEvent { reason }),
         EventKind::Unknown { name, raw } => Kind::Unknown(unknown(name, &raw)),
     }
@@ -166,21 +161,14 @@ fn part(part: Part) -> v1::Part {
         }
         PartBody::Unknown { name, raw } => Body::Unknown(unknown(name, &raw)),
     };
-    v1::Part {
-        id: part.id.into(),
-        message_id: part.message.into(),
-        conversation_id: part.conversation.into(),
-        body: Some(body),
-    }
+    v1::Part { id: part.id.into(), message_id: part.message.into(), conversation_id: part.conversation.into(), body: Some(body) }
 }
 
 fn tool_state(state: ToolState) -> v1::tool_part::State {
     use v1::tool_part::State;
     match state {
         ToolState::Pending => State::Pending(v1::ToolPending {}),
-        ToolState::Running { input, title, output } => {
-            State::Running(v1::ToolRunning { input_json: input.to_string(), title, output })
-        }
+        ToolState::Running { input, title, output } => State::Running(v1::ToolRunning { input_json: input.to_string(), title, output }),
         ToolState::Completed { input, title, output, exit_code, diff, millis } => {
             State::Completed(v1::ToolCompleted { input_json: input.to_string(), title, output, exit_code, diff, millis })
         }

@@ -1,0 +1,181 @@
+//! The effects of a session's actor: each runs as a task and comes back as an input, or answers whoever asked.
+//!
+//! An effect that needs the sidecar waits, for a bounded time, until the link is there: a prompt that arrives while a daemon that just started takes up its
+//! links is not refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openagent_core::id::InstanceId;
+use openagent_core::permission::{PermissionResponse, PermissionRule};
+use openagent_core::session::{Fault, Session, Step};
+use openagent_proto::sidecar as wire;
+use tokio::sync::{oneshot, watch};
+
+use super::{Actor, Input, new_instance};
+use crate::session::step::{StepRun, push_keys};
+use crate::session::{PermissionAnswer, PromptJob, QuestionAnswer};
+use crate::sidecar::{Credentials, SidecarClient};
+
+/// Time that a caller waits for a link that is being taken up again.
+const LINK_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Effects that wait for the state they follow from to be durable.
+pub(super) enum Job {
+    Step(InstanceId, Step),
+    Unwind(Option<InstanceId>, Vec<Step>, Duration),
+    Deliver(PromptJob),
+    Answer(PermissionAnswer, Vec<PermissionRule>, Option<oneshot::Sender<Result<(), Fault>>>),
+    Reply(QuestionAnswer, oneshot::Sender<Result<(), Fault>>),
+    Abort(oneshot::Sender<Result<(), Fault>>),
+    Title(String),
+    PushKeys,
+}
+
+impl Actor {
+    fn step_run(&self, instance: InstanceId) -> StepRun {
+        StepRun {
+            shared: Arc::clone(&self.shared),
+            session: self.record.session.clone(),
+            instance,
+            token: self.token.clone(),
+            connected: self.connected(),
+            keys_version: self.record.keys_version,
+        }
+    }
+
+    fn connected(&self) -> Option<(SidecarClient, Credentials)> {
+        Some((self.client.borrow().clone()?, self.live.as_ref()?.link.credentials.clone()))
+    }
+
+    pub(super) fn start(&mut self, job: Job) {
+        let Some(me) = self.me.upgrade() else { return };
+        let tasks = self.shared.tasks.clone();
+        match job {
+            Job::Step(instance, step) => {
+                let run = self.step_run(instance.clone());
+                tasks.spawn("session-step", async move {
+                    let (outcome, millis) = run.run(step).await;
+                    let _ = me.send(Input::Stepped(instance, step, outcome, millis)).await;
+                });
+            }
+            Job::Unwind(instance, steps, grace) => {
+                let run = self.step_run(instance.unwrap_or_else(new_instance));
+                tasks.spawn("session-unwind", async move {
+                    run.unwind(&steps, grace).await;
+                    let _ = me.send(Input::Unwound).await;
+                });
+            }
+            Job::Deliver(job) => self.deliver(job),
+            Job::Answer(answer, rules, reply) => {
+                let client = self.client.subscribe();
+                let store = self.shared.store.clone();
+                tasks.spawn("session-permission", async move {
+                    let body = wire::PermissionReply {
+                        id: answer.id.to_string(),
+                        response: response_name(answer.response).to_owned(),
+                        reason: answer.reason,
+                        by: answer.by,
+                    };
+                    let outcome = match linked(client).await {
+                        Ok(client) => client.answer_permission(&body).await.map_err(|error| error.fault()),
+                        Err(fault) => Err(fault),
+                    };
+                    let everywhere = outcome.is_ok() && answer.response == PermissionResponse::Always;
+                    if everywhere {
+                        for rule in &rules {
+                            if let Err(error) = store.put_rule(rule).await {
+                                tracing::error!(%error, "a remembered answer cannot be stored");
+                            }
+                        }
+                    }
+                    let _ = me.send(Input::Answered(answer.id, rules, everywhere, outcome, reply)).await;
+                });
+            }
+            Job::Reply(answer, reply) => {
+                let client = self.client.subscribe();
+                tasks.spawn("session-question", async move {
+                    let body = wire::QuestionReply { id: answer.id.to_string(), answers: answer.answers, by: answer.by };
+                    let outcome = match linked(client).await {
+                        Ok(client) => client.answer_question(&body).await.map_err(|error| error.fault()),
+                        Err(fault) => Err(fault),
+                    };
+                    let _ = me.send(Input::Answered(answer.id, vec![], false, outcome, Some(reply))).await;
+                });
+            }
+            Job::Abort(reply) => {
+                let client = self.client.subscribe();
+                tasks.spawn("session-abort", async move {
+                    let outcome = match linked(client).await {
+                        Ok(client) => client.abort().await.map_err(|error| error.fault()),
+                        Err(fault) => Err(fault),
+                    };
+                    let _ = reply.send(outcome);
+                });
+            }
+            Job::Title(title) => {
+                let client = self.client.subscribe();
+                tasks.spawn("session-title", async move {
+                    if let Ok(client) = linked(client).await
+                        && let Err(error) = client.rename(&title).await
+                    {
+                        tracing::warn!(%error, "the agent was not told its new title");
+                    }
+                });
+            }
+            Job::PushKeys => {
+                let (shared, session, version) = (Arc::clone(&self.shared), self.record.session.clone(), self.record.keys_version);
+                let connected = self.connected();
+                tasks.spawn("session-keys", async move {
+                    if let Some((client, credentials)) = connected
+                        && let Err(fault) = push_keys(&shared, &session, &client, &credentials, version).await
+                    {
+                        tracing::error!(session = %session.id, %fault, "the sidecar does not have the present keys");
+                    }
+                });
+            }
+        }
+    }
+
+    /// Model and agent of a prompt become the session's.
+    fn deliver(&mut self, job: PromptJob) {
+        let session: &mut Session = &mut self.record.session;
+        for (field, new) in [(&mut session.model, job.model), (&mut session.agent, job.agent)] {
+            if let Some(new) = new
+                && *field != new
+            {
+                *field = new;
+                self.store = true;
+            }
+        }
+        let body = wire::Prompt { text: job.text, model: session.model.clone(), agent: session.agent.clone() };
+        let client = self.client.subscribe();
+        self.shared.tasks.spawn("session-prompt", async move {
+            let outcome = match linked(client).await {
+                Ok(client) => client.prompt(&body).await.map(|answer| answer.message_id).map_err(|error| error.fault()),
+                Err(fault) => Err(fault),
+            };
+            let _ = job.reply.send(outcome);
+        });
+    }
+}
+
+/// The connection to the sidecar, as soon as there is one.
+///
+/// # Errors
+/// `SIDECAR_UNREACHABLE` when there is none within [`LINK_PATIENCE`].
+pub(crate) async fn linked(mut client: watch::Receiver<Option<SidecarClient>>) -> Result<SidecarClient, Fault> {
+    let unreachable =
+        || Fault::new("SIDECAR_UNREACHABLE", "the session's sidecar cannot be reached at the moment", "try again in a moment");
+    let found = tokio::time::timeout(LINK_PATIENCE, client.wait_for(Option::is_some)).await;
+    found.ok().and_then(Result::ok).and_then(|client| client.clone()).ok_or_else(unreachable)
+}
+
+const fn response_name(response: PermissionResponse) -> &'static str {
+    match response {
+        PermissionResponse::Once => "once",
+        PermissionResponse::Session => "session",
+        PermissionResponse::Always => "always",
+        PermissionResponse::Reject => "reject",
+    }
+}
