@@ -364,7 +364,12 @@ impl Conversation {
         let fits = current.filter(|index| match &self.entries[*index].kind {
             EntryKind::Ladder(rungs) => {
                 !rungs.iter().any(|rung| matches!(rung.outcome, StepOutcome::Failed { .. }))
-                    && (outcome != StepOutcome::Started || rungs.iter().all(|rung| rung.step < step))
+                    && match outcome {
+                        StepOutcome::Started => rungs.iter().all(|rung| rung.step < step),
+                        StepOutcome::Done { .. } | StepOutcome::Failed { .. } => {
+                            rungs.iter().all(|rung| rung.step != step || rung.outcome == StepOutcome::Started)
+                        }
+                    }
             }
             _ => false,
         });

@@ -16,7 +16,7 @@ use super::conversation::Conversation;
 use super::field::Field;
 use super::keymap::{Action, Layer};
 use super::terminal::Pane;
-use super::text::fuzzy;
+use super::text::{fuzzy, has_words};
 use super::theme::Theme;
 use crate::client::{ClientError, Pending, SessionView};
 
@@ -155,7 +155,7 @@ impl Sessions {
     pub fn shown(&self) -> Vec<&SessionView> {
         let needle = self.filter.text();
         let matches = |session: &&SessionView| {
-            needle.is_empty() || fuzzy(needle, &format!("{} {} {}", session.title, session.model, activity_word(session))).is_some()
+            has_words(needle, &format!("{} {} {}", session.title, session.model, activity_word(session)))
         };
         self.all.iter().filter(matches).collect()
     }

@@ -54,18 +54,33 @@ pub fn age(then: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// Whether the letters of `needle` occur in `hay` in that order, and how well: lower is better. Case does not count.
+/// What a match of scattered letters costs beyond one of whole words.
+const SCATTERED: usize = 1_000;
+
+/// Whether every word of `needle` occurs in `hay`, whole or as letters in that order, and how well: lower is better. Case does not count.
 #[must_use]
 pub fn fuzzy(needle: &str, hay: &str) -> Option<usize> {
-    let hay: Vec<char> = hay.to_lowercase().chars().collect();
-    let mut cost = 0;
-    let mut at = 0;
-    for letter in needle.to_lowercase().chars().filter(|letter| !letter.is_whitespace()) {
-        let skipped = hay[at..].iter().position(|candidate| *candidate == letter)?;
-        cost += skipped;
-        at += skipped + 1;
+    let hay = hay.to_lowercase();
+    needle.to_lowercase().split_whitespace().map(|word| word_cost(word, &hay)).sum()
+}
+
+/// Whether every word of `needle` occurs in `hay` whole. Case does not count.
+#[must_use]
+pub fn has_words(needle: &str, hay: &str) -> bool {
+    let hay = hay.to_lowercase();
+    needle.to_lowercase().split_whitespace().all(|word| hay.contains(word))
+}
+
+fn word_cost(word: &str, hay: &str) -> Option<usize> {
+    if let Some(at) = hay.find(word) {
+        return Some(at);
     }
-    Some(cost)
+    let mut rest = hay.chars();
+    let mut skipped = 0;
+    for letter in word.chars() {
+        skipped += rest.by_ref().position(|candidate| candidate == letter)?;
+    }
+    Some(SCATTERED + skipped)
 }
 
 #[cfg(test)]
@@ -88,6 +103,7 @@ mod tests {
     fn letters_in_order_match() {
         assert!(fuzzy("gpt4", "openai/gpt-4o").is_some());
         assert_eq!(fuzzy("xg", "openai/gpt"), None);
-        assert!(fuzzy("demo", "demo/tour") < fuzzy("demo", "d-e-m-o"));
+        assert!(fuzzy("demo", "a long name: demo/tour") < fuzzy("demo", "d-e-m-o"));
+        assert!(has_words("fast PARSER", "make the parser faster") && !has_words("psr", "parser"));
     }
 }
