@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -103,7 +103,14 @@ async fn serve_stream(mut stream: UnixStream, router: Router, relay: Relay, stop
     }
 }
 
+/// Given to every request: cancelled when the connection that it came over has ended. What was upgraded does not notice by itself while it waits.
+#[derive(Debug, Clone)]
+pub struct ConnectionEnd(pub CancellationToken);
+
 async fn serve_control(stream: UnixStream, router: Router, stop: CancellationToken) {
+    let end = CancellationToken::new();
+    let _ended = end.clone().drop_guard();
+    let router = router.layer(Extension(ConnectionEnd(end)));
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)

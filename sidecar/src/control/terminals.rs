@@ -1,11 +1,11 @@
 //! Terminals: open, list, close, attach.
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
+use axum::{Extension, Json};
 use http::StatusCode;
 use openagent_core::id::TerminalId;
 use openagent_proto::sidecar::terminal::FRAME_MAX_BYTES;
@@ -13,6 +13,7 @@ use openagent_proto::sidecar::{AttachTerminal, ErrorCode, OpenTerminal, Terminal
 
 use super::body::JsonBody;
 use super::{ApiError, Control};
+use crate::link::ConnectionEnd;
 
 pub async fn list(State(Control(parts)): State<Control>) -> Json<Vec<TerminalInfo>> {
     Json(parts.terminals.list())
@@ -43,6 +44,7 @@ pub async fn close(State(control): State<Control>, Path(terminal): Path<String>)
 
 pub async fn attach(
     State(Control(parts)): State<Control>,
+    Extension(ConnectionEnd(end)): Extension<ConnectionEnd>,
     request: Result<Query<AttachTerminal>, QueryRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
@@ -54,5 +56,7 @@ pub async fn attach(
     let attachment =
         terminal.attach(&request).ok_or_else(|| ApiError::new(ErrorCode::ResourceExhausted, "the terminal has too many clients"))?;
     let upgrade = upgrade.max_message_size(FRAME_MAX_BYTES).max_frame_size(FRAME_MAX_BYTES);
-    Ok(upgrade.on_upgrade(|socket| attachment.serve(socket)))
+    Ok(upgrade.on_upgrade(|socket| async move {
+        end.run_until_cancelled(attachment.serve(socket)).await;
+    }))
 }

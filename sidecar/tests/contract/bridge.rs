@@ -8,7 +8,7 @@ use tokio::process::{Child, Command};
 
 use crate::fixture::{Daemon, Folders, within};
 
-fn connect(folders: &Folders, purpose: &str) -> Child {
+pub fn connect(folders: &Folders, purpose: &str) -> Child {
     Command::new(env!("CARGO_BIN_EXE_openagent-sidecar"))
         .args(["connect", purpose, "--link-dir"])
         .arg(folders.path("link"))
@@ -20,7 +20,7 @@ fn connect(folders: &Folders, purpose: &str) -> Child {
         .unwrap()
 }
 
-async fn bridged(child: &mut Child) -> Daemon {
+pub async fn bridged(child: &mut Child) -> Daemon {
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut magic = String::new();
     within("the magic line", output.read_line(&mut magic)).await.unwrap();

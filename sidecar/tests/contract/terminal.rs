@@ -11,6 +11,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use crate::bridge::{bridged, connect};
 use crate::fixture::{Answer, Daemon, Folders, within};
 
 const RING_BYTES: u64 = 1024 * 1024;
@@ -232,6 +233,32 @@ async fn one_client_writes_and_another_can_take_over() {
     first.type_in("back\r").await;
     watcher.until_shown("got-back").await;
     assert_eq!(list(&daemon).await[0].attached, 2);
+}
+
+#[tokio::test]
+async fn a_lost_daemon_does_not_stay_the_writer_although_the_shell_reads_nothing() {
+    let folders = Folders::new();
+    let sidecar = folders.start().await;
+    let daemon = sidecar.registered().await;
+    open(&daemon, 1, Some("stty raw -echo; printf up; exec sleep 1000")).await;
+    let mut bridge = connect(&folders, "control");
+    let mut other = bridged(&mut bridge).await;
+    other.bearer = daemon.bearer.clone();
+    let mut lost = View::attach(&other, 1, "columns=80&rows=24").await;
+    lost.until_told(Notice::Writer { writing: true }).await;
+    lost.until_shown("up").await;
+    // As much as everything between here and the shell takes.
+    let paste = "x".repeat(FRAME_MAX_BYTES);
+    let pasting = async {
+        loop {
+            lost.type_in(&paste).await;
+        }
+    };
+    let stuck = tokio::time::timeout(std::time::Duration::from_millis(300), pasting).await;
+    assert!(stuck.is_err());
+    bridge.kill().await.unwrap();
+    let mut next = View::attach(&daemon, 1, "columns=80&rows=24&offset=2").await;
+    next.until_told(Notice::Writer { writing: true }).await;
 }
 
 #[tokio::test]
