@@ -378,6 +378,24 @@ fn a_refused_key_is_told_with_what_to_do() {
 }
 
 #[test]
+fn each_failure_of_a_model_call_says_what_to_do() {
+    for (status, message, hint) in [
+        (json!(401), "no key is set for Acme", "set one with"),
+        (json!(403), "forbidden", "refused the key"),
+        (json!(429), "slow down", "wait"),
+        (json!(500), "boom", "a fault of its own"),
+        (json!(502), "the provider acme cannot be reached", "check its address"),
+        (Value::Null, "Unable to connect", "check its address"),
+    ] {
+        let error = json!({"name": "APIError", "data": {"message": message, "statusCode": status}});
+        let event = json!({"type": "session.error", "properties": {"sessionID": "ses_a", "error": error}});
+        let outputs = Translator::new("ses_a".parse().unwrap()).apply(&event, at(0));
+        let [Output::Record(EventKind::AgentError { hint: Some(told), .. })] = &outputs[..] else { panic!("{outputs:?}") };
+        assert!(told.contains(hint), "{message}: {told}");
+    }
+}
+
+#[test]
 fn a_retry_is_told_with_its_time() {
     let told = tell("17-error-429-retry.event.sse");
     let retry = told.records.iter().find_map(|kind| match kind {

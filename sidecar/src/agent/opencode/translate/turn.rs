@@ -214,19 +214,25 @@ impl Translator {
 fn hint(failure: &Failure, provider: Option<&str>) -> Option<String> {
     let provider = provider.unwrap_or("PROVIDER");
     Some(match (failure.status_code, failure.name.as_str()) {
+        (Some(401), _) if failure.message.starts_with("no key") => {
+            format!("set one with `openagent keys set {provider}`, then send the prompt again")
+        }
         (Some(401 | 403), _) => {
             format!("the provider refused the key: set another one with `openagent keys set {provider}`, then send the prompt again")
         }
         (Some(404), _) => "the provider does not know this model: choose another one with `openagent models`".to_owned(),
         (Some(402), _) => "the account at the provider has no credit left: add some there, or choose another provider's model".to_owned(),
         (Some(429), _) => "the provider limits how much may be asked: wait, or choose another model, then send the prompt again".to_owned(),
+        // Of a proxy on the way, ours included.
+        (Some(502), _) | (None, "APIError") => {
+            "the provider could not be reached: check its address and the network, then send the prompt again".to_owned()
+        }
         (Some(500..), _) => {
             "the provider has a fault of its own: send the prompt again later, or choose another provider's model".to_owned()
         }
         (_, "ContextOverflowError") => "the conversation is too long for the model: the agent compacts it where it can".to_owned(),
         (_, "ContentFilterError") => "the provider's filter stopped the answer: put the prompt in other words".to_owned(),
         (_, "ProviderAuthError") => format!("set a key with `openagent keys set {provider}`"),
-        (None, "APIError") => "the provider could not be reached: check its address and the network, then send the prompt again".to_owned(),
         _ => return None,
     })
 }
