@@ -72,6 +72,7 @@ struct Archive {
     left_out: Vec<LeftOut>,
     names: HashSet<String>,
     bytes: u64,
+    made_at: zip::DateTime,
 }
 
 fn broken(error: &io::Error) -> Fault {
@@ -122,9 +123,10 @@ impl Archive {
                 continue;
             }
             let mode = entry.header().mode().unwrap_or(0o644) & 0o777;
+            let options = SimpleFileOptions::default().last_modified_time(zip_time(entry.header().mtime().unwrap_or(0)));
             match entry.header().entry_type() {
                 EntryType::Directory => {
-                    self.zip.add_directory(&name, SimpleFileOptions::default().unix_permissions(mode)).map_err(zip_failed)?;
+                    self.zip.add_directory(&name, options.unix_permissions(mode)).map_err(zip_failed)?;
                 }
                 EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                     let size = entry.size();
@@ -132,13 +134,13 @@ impl Archive {
                     if self.bytes > BYTES_MAX {
                         return Err(too_large());
                     }
-                    self.add(name, size, mode, &mut entry)?;
+                    self.add(name, size, options.unix_permissions(mode), &mut entry)?;
                 }
                 EntryType::Symlink => {
                     let target = entry.link_name_bytes().map(|target| target.into_owned()).unwrap_or_default();
                     match safe_target(&name, &target) {
                         Some(target) => {
-                            self.zip.add_symlink(&name, target, SimpleFileOptions::default()).map_err(zip_failed)?;
+                            self.zip.add_symlink(&name, target, options).map_err(zip_failed)?;
                         }
                         None => self.leave_out(shown, "the link points out of the workspace"),
                     }
@@ -156,11 +158,12 @@ impl Archive {
 
     fn add_bytes(&mut self, name: &str, mut bytes: &[u8]) -> Result<(), Fault> {
         let size = bytes.len() as u64;
-        self.add(name.to_owned(), size, 0o644, &mut bytes)
+        let options = SimpleFileOptions::default().last_modified_time(self.made_at).unix_permissions(0o644);
+        self.add(name.to_owned(), size, options, &mut bytes)
     }
 
-    fn add(&mut self, name: String, size: u64, mode: u32, content: &mut impl Read) -> Result<(), Fault> {
-        let options = SimpleFileOptions::default().unix_permissions(mode).large_file(size >= u64::from(u32::MAX));
+    fn add(&mut self, name: String, size: u64, options: SimpleFileOptions, content: &mut impl Read) -> Result<(), Fault> {
+        let options = options.large_file(size >= u64::from(u32::MAX));
         self.zip.start_file(&name, options).map_err(zip_failed)?;
         let mut digest = Sha256::new();
         let mut written = 0;
@@ -201,6 +204,16 @@ impl Archive {
         let mut chunks = self.zip.finish().map_err(zip_failed)?.into_inner();
         chunks.send().map_err(|error| broken(&error))
     }
+}
+
+/// Seconds since the epoch as a zip archive writes them: UTC, within 1980 to 2107.
+fn zip_time(seconds: u64) -> zip::DateTime {
+    let at = i64::try_from(seconds).ok().and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let zip = at.and_then(|at| {
+        let year = u16::try_from(at.year()).ok()?;
+        zip::DateTime::from_date_and_time(year, at.month().into(), at.day(), at.hour(), at.minute(), at.second()).ok()
+    });
+    zip.unwrap_or_default()
 }
 
 fn too_large() -> Fault {
