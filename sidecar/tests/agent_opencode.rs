@@ -259,6 +259,7 @@ struct Model {
 }
 
 struct Call {
+    path: String,
     request: Value,
     pieces: mpsc::Sender<String>,
 }
@@ -311,6 +312,7 @@ impl Model {
         request: hyper::Request<hyper::body::Incoming>,
         told: mpsc::Sender<Call>,
     ) -> hyper::Response<BoxBody<Bytes, Infallible>> {
+        let path = request.uri().path().to_owned();
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let request: Value = serde_json::from_slice(&body).unwrap();
         let builder = hyper::Response::builder().header("content-type", "text/event-stream");
@@ -318,7 +320,7 @@ impl Model {
             return builder.body(Full::from("data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Titled\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n").boxed()).unwrap();
         }
         let (pieces, mut written) = mpsc::channel::<String>(64);
-        told.send(Call { request, pieces }).await.unwrap();
+        told.send(Call { path, request, pieces }).await.unwrap();
         let body = async_stream::stream! {
             while let Some(piece) = written.recv().await {
                 yield Ok(Frame::data(Bytes::from(piece)));
@@ -494,6 +496,21 @@ async fn an_unknown_agent_a_remembered_answer_and_a_mode_that_changes_nothing() 
     assert!(!tools.contains("\"bash\"") && !tools.contains("\"write\"") && tools.contains("\"read\""), "{tools}");
     call.stop().await;
     assert_eq!(world.until_turn_ended().await, TurnOutcome::Completed);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_wire_format_calls_its_own_path_through_the_proxy() {
+    let (mut world, mut model) = (World::new().await, Model::new().await);
+    for (kind, path) in [("anthropic", "/v1/messages"), ("openai", "/v1/responses")] {
+        // Another set of providers is another configuration.
+        world.agent.start(start(provider(kind, kind, &model.base_url))).await.unwrap();
+        world.prompt("Hello", &format!("{kind}/tour")).await;
+        let call = model.call().await;
+        assert_eq!((call.path.as_str(), &call.request["model"], &call.request["stream"]), (path, &json!("tour"), &json!(true)));
+        world.agent.abort().await.unwrap();
+        assert_eq!(world.until_turn_ended().await, TurnOutcome::Aborted);
+    }
     world.end().await;
 }
 
