@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::allow::Allow;
 use super::args::{Prompt, Run, TurnOptions};
-use super::session::{failed, new_session, progress, stopped};
+use super::session::{end_progress, failed, new_session, progress, stopped};
 use super::turn::{News, Turn};
 use super::{ANSWERED_BY, Done, Failure, OK, prompt_text, report, resolve, usage};
 use crate::client::{Client, ClientError, EventStream, ExitCode, Kind, Pending, PendingRequest, StreamItem};
@@ -129,6 +129,7 @@ async fn follow(
     if follower.open_line {
         output::line("")?;
     }
+    end_progress();
     let streamed = follower.stream && follower.turn.outcome().is_some();
     Ok(End { id: id.clone(), how, text: follower.turn.answer(), streamed, error: follower.turn.error().cloned() })
 }

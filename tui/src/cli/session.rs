@@ -1,6 +1,6 @@
 //! Making, listing, stopping, resuming, removing and naming sessions.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use openagent_core::event::{AgentProcess, Busy, EventKind, StepOutcome};
 use openagent_core::id::SessionId;
@@ -50,7 +50,9 @@ pub(super) async fn new(client: &Client, new: New, format: Format) -> Done {
     let created = client.create_session(new_session(new.options)?).await?;
     let id = created.id.clone();
     if !new.no_wait {
-        ready(client, &id).await?;
+        let ready = ready(client, &id).await;
+        end_progress();
+        ready?;
     }
     if let Some(prompt) = prompt {
         client.prompt(&id, prompt, String::new(), String::new()).await?;
@@ -59,15 +61,37 @@ pub(super) async fn new(client: &Client, new: New, format: Format) -> Done {
     print_session(session, format, |session| format!("{}\n", session.id))
 }
 
-/// Tells a provisioning step on stderr, where somebody is looking.
+/// Shortest step that is worth a line of its own once it is done.
+const STEP_SHOWN_MILLIS: u64 = 100;
+
+/// Clears what [`progress`] left on the last line of stderr.
+pub(super) fn end_progress() {
+    if stderr_is_terminal() {
+        // Who closed stderr does not want to be told.
+        let _ = std::io::stderr().write_all(b"\r\x1b[K");
+    }
+}
+
+/// Tells a provisioning step on stderr, where somebody is looking: the one that runs in place, those that took their time line by line.
 pub(super) fn progress(kind: &EventKind) {
     if !stderr_is_terminal() {
         return;
     }
     match kind {
-        EventKind::Step { step, outcome: StepOutcome::Started } => say(&format!("  {} ...", step.name())),
-        EventKind::Step { step, outcome: StepOutcome::Done { millis } } => say(&format!("  {} ({})", step.name(), took(*millis))),
-        EventKind::Step { step, outcome: StepOutcome::Failed { .. } } => say(&format!("  {} failed", step.name())),
+        EventKind::Step { step, outcome: StepOutcome::Started } => {
+            end_progress();
+            let _ = write!(std::io::stderr(), "  {} ...", step.name());
+        }
+        EventKind::Step { step, outcome: StepOutcome::Done { millis } } => {
+            end_progress();
+            if *millis >= STEP_SHOWN_MILLIS {
+                say(&format!("  {} ({})", step.name(), took(*millis)));
+            }
+        }
+        EventKind::Step { step, outcome: StepOutcome::Failed { .. } } => {
+            end_progress();
+            say(&format!("  {} failed", step.name()));
+        }
         EventKind::Busy { busy: Busy::Retrying { attempt, message, .. } } => {
             say(&format!("  the model call failed ({attempt}) and will be tried again: {}", shortened(message, 200)));
         }
