@@ -92,7 +92,15 @@ fn zip_failed(error: zip::result::ZipError) -> Fault {
 /// # Errors
 /// `EXPORT_TOO_LARGE`, `EXPORT_FAILED`, `CANCELLED`.
 pub(super) fn write(workspace: impl Read, transcript: &Transcript, about: &About, chunks: ChunkWriter) -> Result<(), Fault> {
-    let mut archive = Archive { zip: ZipWriter::new_stream(chunks), files: vec![], left_out: vec![], names: HashSet::new(), bytes: 0 };
+    let made_at = u64::try_from(about.created_at.as_millis() / 1000).unwrap_or(0);
+    let mut archive = Archive {
+        zip: ZipWriter::new_stream(chunks),
+        files: vec![],
+        left_out: vec![],
+        names: HashSet::new(),
+        bytes: 0,
+        made_at: zip_time(made_at),
+    };
     archive.add_workspace(workspace)?;
     archive.add_bytes("transcript.md", transcript.markdown(about).as_bytes())?;
     archive.add_bytes("transcript.json", &transcript.json(about))?;
