@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openagent_core::activity::{Activity, ActivityTracker};
-use openagent_core::event::{AgentProcess, EventKind, StepOutcome};
+use openagent_core::event::{AgentProcess, Busy, EventKind, StepOutcome};
 use openagent_core::id::{InstanceId, RequestId};
 use openagent_core::instance::{ExitCause, Instance};
 use openagent_core::permission::{PermissionResponse, PermissionRule};
@@ -58,6 +58,8 @@ pub enum Input {
     Ended(InstanceId, ExitCause),
     /// An answer reached the agent, or did not.
     Answered(RequestId, Vec<PermissionRule>, bool, Result<(), Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
+    /// The agent took a prompt, or did not; with the number of the last news of its work when the prompt was sent.
+    Delivered(u64, Result<String, Fault>, oneshot::Sender<Result<String, Fault>>),
     /// The session was at rest for its idle timeout.
     IdleTimeout,
     /// The set of stored keys changed.
@@ -89,6 +91,13 @@ pub struct Actor {
     inbox: Inbox,
     live: Option<Live>,
     token: Option<Secret>,
+    /// How often the agent said what it does. A prompt that was taken without any such news since it was sent means work.
+    work_news: u64,
+    /// Answers that reached the agent and whose event is still to come.
+    unconfirmed: Vec<(RequestId, oneshot::Sender<Result<(), Fault>>)>,
+    /// Told when the view shows what they are about.
+    replies: Vec<oneshot::Sender<Result<(), Fault>>>,
+    delivered: Vec<(oneshot::Sender<Result<String, Fault>>, String)>,
     prompts: VecDeque<PromptJob>,
     settled: Vec<oneshot::Sender<Result<(), Fault>>>,
     stop_grace: Duration,
@@ -129,6 +138,10 @@ impl Actor {
             inbox: Inbox::default(),
             live: None,
             token: None,
+            work_news: 0,
+            unconfirmed: vec![],
+            replies: vec![],
+            delivered: vec![],
             prompts: VecDeque::new(),
             settled: vec![],
             stop_grace,
@@ -263,6 +276,7 @@ impl Actor {
     fn at_rest(&mut self) {
         self.unlink();
         self.inbox.clear();
+        self.replies.extend(self.unconfirmed.drain(..).map(|(_, reply)| reply));
         self.token = None;
         let fault = self.record.lifecycle.fault().cloned();
         for prompt in self.prompts.drain(..) {
@@ -311,6 +325,17 @@ impl Actor {
                 self.lifecycle(LifecycleInput::InstanceEnded(instance, fault));
             }
             Input::Answered(id, rules, everywhere, outcome, reply) => self.answered(&id, rules, everywhere, outcome, reply),
+            Input::Delivered(news, outcome, reply) => match outcome {
+                Ok(message) => {
+                    if news == self.work_news {
+                        self.tracker.apply(&EventKind::Busy { busy: Busy::Working });
+                    }
+                    self.delivered.push((reply, message));
+                }
+                Err(fault) => {
+                    let _ = reply.send(Err(fault));
+                }
+            },
             Input::IdleTimeout => {
                 self.lifecycle(LifecycleInput::IdleTimeout);
             }
@@ -491,6 +516,14 @@ impl Actor {
         self.tracker.apply(event);
         self.inbox.apply(event);
         match event {
+            EventKind::Busy { .. } => self.work_news += 1,
+            EventKind::TurnEnded { .. } => {
+                self.work_news += 1;
+                self.replies.extend(self.unconfirmed.drain(..).map(|(_, reply)| reply));
+            }
+            EventKind::PermissionAnswered { id, .. } | EventKind::QuestionAnswered { id, .. } => {
+                self.replies.extend(self.unconfirmed.extract_if(.., |(known, _)| known == id).map(|(_, reply)| reply));
+            }
             EventKind::Title { title } if !self.record.session.title_is_users => {
                 let title: String = title.chars().filter(|c| !c.is_control()).take(TITLE_MAX_CHARS).collect();
                 if !title.trim().is_empty() {
@@ -551,8 +584,14 @@ impl Actor {
                 });
             }
         }
-        if let Some(reply) = reply {
-            let _ = reply.send(outcome);
+        match (outcome, reply) {
+            (Ok(()), Some(reply)) if self.inbox.waiting().iter().any(|pending| pending.id() == id) => {
+                self.unconfirmed.push((id.clone(), reply));
+            }
+            (outcome, Some(reply)) => {
+                let _ = reply.send(outcome);
+            }
+            (_, None) => {}
         }
     }
 
@@ -597,6 +636,12 @@ impl Actor {
             for waiter in self.settled.drain(..) {
                 let _ = waiter.send(Ok(()));
             }
+        }
+        for reply in self.replies.drain(..) {
+            let _ = reply.send(Ok(()));
+        }
+        for (reply, message) in self.delivered.drain(..) {
+            let _ = reply.send(Ok(message));
         }
         for job in std::mem::take(&mut self.jobs) {
             self.start(job);

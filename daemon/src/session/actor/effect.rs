@@ -150,12 +150,13 @@ impl Actor {
         }
         let body = wire::Prompt { text: job.text, model: session.model.clone(), agent: session.agent.clone() };
         let client = self.client.subscribe();
+        let (Some(me), news) = (self.me.upgrade(), self.work_news) else { return };
         self.shared.tasks.spawn("session-prompt", async move {
             let outcome = match linked(client).await {
                 Ok(client) => client.prompt(&body).await.map(|answer| answer.message_id).map_err(|error| error.fault()),
                 Err(fault) => Err(fault),
             };
-            let _ = job.reply.send(outcome);
+            let _ = me.send(Input::Delivered(news, outcome, job.reply)).await;
         });
     }
 }
