@@ -176,7 +176,11 @@ fn requests_wait_until_they_are_answered_and_the_answer_stays() {
     conversation.apply(Event { seq: 3, at: at(0), kind: answered });
     assert_eq!(conversation.asks.len(), 1);
     assert_eq!(all(&mut conversation), ["✗ not allowed (too wide) by phone: bash rm -rf target"]);
-    conversation.apply(Event { seq: 4, at: at(0), kind: EventKind::Session { status: Status::Stopped, fault: None, title: String::new() } });
+    conversation.apply(Event {
+        seq: 4,
+        at: at(0),
+        kind: EventKind::Session { status: Status::Stopped, fault: None, title: String::new() },
+    });
     assert!(conversation.asks.is_empty());
 }
 

@@ -84,10 +84,7 @@ fn the_inbox_lists_what_waits() {
         edit.permission = "edit".into();
         edit.diff = Some(DIFF.into());
         let pending = |number, request| Pending { session: session_id(number), session_title: format!("Session {number}"), request };
-        let pending = vec![
-            pending(5, PendingRequest::Permission(edit)),
-            pending(6, PendingRequest::Question(question("que_1", false))),
-        ];
+        let pending = vec![pending(5, PendingRequest::Permission(edit)), pending(6, PendingRequest::Question(question("que_1", false)))];
         update(state, Input::Answer(Answer::Pending(Ok(pending))));
     });
 }
@@ -182,11 +179,14 @@ fn every_screen_fits_the_smallest_sizes() {
         for keys in ["", "n", "n\t", "?", "K", "u", "i", "d", "r", "e", "/x", "K\n"] {
             let mut state = connected(width, height, sessions());
             for letter in keys.chars() {
-                press(&mut state, match letter {
-                    '\t' => KeyCode::Tab,
-                    '\n' => KeyCode::Enter,
-                    letter => KeyCode::Char(letter),
-                });
+                press(
+                    &mut state,
+                    match letter {
+                        '\t' => KeyCode::Tab,
+                        '\n' => KeyCode::Enter,
+                        letter => KeyCode::Char(letter),
+                    },
+                );
             }
             drawn(&mut state);
         }

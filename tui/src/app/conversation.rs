@@ -351,7 +351,9 @@ impl Conversation {
             self.busy = None;
         }
         let news = self.status != Some(status) && self.status.is_some() || fault.is_some();
-        if news && status != Status::Creating {
+        // That it is active is what the ladder's last step says.
+        let told = status == Status::Creating || (self.status == Some(Status::Creating) && status == Status::Active);
+        if news && !told {
             self.add(EntryKind::Status { status, fault });
         }
         self.status = Some(status);

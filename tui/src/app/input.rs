@@ -118,7 +118,11 @@ pub enum Answer {
     Pending(Result<Vec<Pending>, ClientError>),
     Usage(v1::UsageGrouping, Result<v1::GetUsageResponse, ClientError>),
     Created(Result<Box<SessionView>, ClientError>),
-    Prompted { session: SessionId, ticket: u64, result: Result<String, ClientError> },
+    Prompted {
+        session: SessionId,
+        ticket: u64,
+        result: Result<String, ClientError>,
+    },
     Aborted(Result<(), ClientError>),
     /// A session was stopped, resumed or renamed: the words say what, the session how it is now.
     Changed(&'static str, Result<Box<SessionView>, ClientError>),

@@ -564,9 +564,8 @@ pub enum TerminalCommand {
 }
 
 /// Keys of a terminal that the shell does not get. Terminals without the kitty protocol send `Ctrl+]` as what is read as `Ctrl+5`.
-pub const TERMINAL: &[Binding<TerminalCommand>] = &[
-    bind(&[ctrl(']'), ctrl('5')], TerminalCommand::Menu, "menu: leave, scroll, take over", "the menu; then q leaves"),
-];
+pub const TERMINAL: &[Binding<TerminalCommand>] =
+    &[bind(&[ctrl(']'), ctrl('5')], TerminalCommand::Menu, "menu: leave, scroll, take over", "the menu; then q leaves")];
 
 /// Keys with shift that scroll a terminal; shift is otherwise no part of a chord.
 pub const TERMINAL_SHIFTED: &[Binding<TerminalCommand>] = &[

@@ -128,7 +128,8 @@ impl Writer {
     fn gap(&mut self) {
         self.flush();
         if self.wants_gap && !self.rows.is_empty() {
-            let rest: String = self.containers.iter().map(|container| if container.opened { container.rest.as_str() } else { "" }).collect();
+            let rest: String =
+                self.containers.iter().map(|container| if container.opened { container.rest.as_str() } else { "" }).collect();
             self.rows.push(Line::from(Span::styled(rest.trim_end().to_owned(), self.theme.dim())));
         }
         self.wants_gap = false;
@@ -324,10 +325,7 @@ mod tests {
     #[test]
     fn headings_paragraphs_and_lists_keep_their_marks() {
         let text = "# Title\n\nSome *words* here.\n\n- one\n- two\n  - inner\n\n3. three\n4. four";
-        assert_eq!(
-            plain(text, 40),
-            ["# Title", "", "Some words here.", "", "• one", "• two", "  • inner", "", "3. three", "4. four"]
-        );
+        assert_eq!(plain(text, 40), ["# Title", "", "Some words here.", "", "• one", "• two", "  • inner", "", "3. three", "4. four"]);
     }
 
     #[test]

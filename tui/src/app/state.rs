@@ -154,9 +154,8 @@ impl Sessions {
     #[must_use]
     pub fn shown(&self) -> Vec<&SessionView> {
         let needle = self.filter.text();
-        let matches = |session: &&SessionView| {
-            has_words(needle, &format!("{} {} {}", session.title, session.model, activity_word(session)))
-        };
+        let matches =
+            |session: &&SessionView| has_words(needle, &format!("{} {} {}", session.title, session.model, activity_word(session)));
         self.all.iter().filter(matches).collect()
     }
 
@@ -473,7 +472,10 @@ impl State {
         let usable = providers.providers.iter().filter(|provider| provider.has_key || !provider.needs_key);
         let mut found: Vec<(usize, bool, String, String)> = usable
             .flat_map(|provider| {
-                provider.models.iter().map(move |model| (format!("{}/{}", provider.id, model.id), format!("{} · {}", provider.name, model.name)))
+                provider
+                    .models
+                    .iter()
+                    .map(move |model| (format!("{}/{}", provider.id, model.id), format!("{} · {}", provider.name, model.name)))
             })
             .filter_map(|(id, name)| {
                 let cost = fuzzy(filter, &format!("{id} {name}"))?;
@@ -482,9 +484,9 @@ impl State {
             })
             .collect();
         if filter.is_empty() {
-            found.sort_by(|a, b| a.1.cmp(&b.1));
+            found.sort_by_key(|found| found.1);
         } else {
-            found.sort_by(|a, b| (a.0, a.1, a.2.len()).cmp(&(b.0, b.1, b.2.len())));
+            found.sort_by_key(|found| (found.0, found.1, found.2.len()));
         }
         found.into_iter().map(|(_, _, id, name)| (id, name)).collect()
     }
@@ -541,9 +543,11 @@ impl State {
     #[must_use]
     pub fn stale_after(&self) -> Option<u64> {
         let counting = matches!(self.link, Link::Down { .. })
-            || self.sessions.all.iter().any(|session| {
-                session.status == Some(Status::Creating) || matches!(session.activity, Activity::Retrying { .. })
-            });
+            || self
+                .sessions
+                .all
+                .iter()
+                .any(|session| session.status == Some(Status::Creating) || matches!(session.activity, Activity::Retrying { .. }));
         match (counting, self.sessions.all.is_empty()) {
             (true, _) => Some(1_000),
             (false, false) => Some(60_000),

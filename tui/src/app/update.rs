@@ -100,7 +100,8 @@ fn interrupt(state: &mut State, armed: bool, effects: &mut Vec<Effect>) {
         return;
     }
     state.quit_armed = true;
-    let running = state.subject().filter(|_| state.focus != Focus::List && state.can(keymap::Action::Abort)).map(|session| session.id.clone());
+    let running =
+        state.subject().filter(|_| state.focus != Focus::List && state.can(keymap::Action::Abort)).map(|session| session.id.clone());
     match running {
         Some(id) => {
             effects.push(Effect::Call(Call::Abort(id)));

@@ -80,7 +80,7 @@ fn header(state: &State, frame: &mut Frame<'_>, area: Rect) {
         }
     };
     if !text.is_empty() {
-        let text = fit(&text, usize::from(area.width));
+        let text = fit(&format!(" {text}"), usize::from(area.width));
         let columns = u16::try_from(text.width()).unwrap_or(area.width);
         let right = Rect { x: area.x + area.width - columns, width: columns, ..area };
         frame.render_widget(Clear, right);
@@ -94,7 +94,12 @@ fn bar(state: &State, frame: &mut Frame<'_>, area: Rect) {
     let layer = state.layer();
     let mut spans = Vec::new();
     let mut used = 0;
-    for row in layer.rows().into_iter().filter(|row| !row.label.is_empty()) {
+    // Keys of a request are of no use where none waits.
+    let idle = state.ask().is_none() && matches!(layer, Layer::Talk | Layer::Composer);
+    for row in layer.rows() {
+        if row.label.is_empty() || (idle && row.label == "answer") {
+            continue;
+        }
         let key = row.keys.split(' ').next().unwrap_or_default().to_owned();
         let columns = key.width() + row.label.width() + 3;
         if used + columns > usize::from(area.width) + 2 {

@@ -79,7 +79,12 @@ pub fn providers() -> v1::ListProvidersResponse {
     };
     v1::ListProvidersResponse {
         providers: vec![
-            provider("anthropic", "Anthropic", true, vec![model("claude-sonnet-5", "Claude Sonnet 5"), model("claude-opus-5", "Claude Opus 5")]),
+            provider(
+                "anthropic",
+                "Anthropic",
+                true,
+                vec![model("claude-sonnet-5", "Claude Sonnet 5"), model("claude-opus-5", "Claude Opus 5")],
+            ),
             provider("demo", "Demo", false, vec![model("tour", "A scripted tour")]),
             provider("openai", "OpenAI", false, vec![model("gpt-6", "GPT-6")]),
         ],
@@ -170,12 +175,7 @@ pub fn text(body: &str, done: bool) -> PartBody {
 }
 
 pub fn delta(message: &str, id: &str, offset: u64, letters: &str) -> PartDelta {
-    PartDelta {
-        message: message.to_owned().try_into().unwrap(),
-        part: id.to_owned().try_into().unwrap(),
-        offset,
-        text: letters.into(),
-    }
+    PartDelta { message: message.to_owned().try_into().unwrap(), part: id.to_owned().try_into().unwrap(), offset, text: letters.into() }
 }
 
 pub fn bash(command: &str, output: &str, exit_code: i32) -> PartBody {
@@ -251,7 +251,12 @@ pub fn conversation(number: u32) -> Vec<EventKind> {
         part(number, "msg_1", "prt_1", text("Make the parser faster, please.", true)),
         EventKind::Busy { busy: Busy::Working },
         message(number, "msg_2", Role::Assistant),
-        part(number, "msg_2", "prt_2", PartBody::Reasoning { text: "The parser copies.\nIt could borrow.\nLet me look.\nThen measure.".into(), done: true }),
+        part(
+            number,
+            "msg_2",
+            "prt_2",
+            PartBody::Reasoning { text: "The parser copies.\nIt could borrow.\nLet me look.\nThen measure.".into(), done: true },
+        ),
         part(number, "msg_2", "prt_3", text("I'll **measure** first:\n\n- run the `bench`\n- find what is slow", true)),
         part(number, "msg_2", "prt_4", bash("cargo bench", &(1..=14).map(|n| format!("line {n}\n")).collect::<String>(), 0)),
         part(number, "msg_2", "prt_5", edit()),

@@ -89,7 +89,8 @@ impl Pen {
             EntryKind::Ladder(rungs) => self.ladder(rungs, toggled),
             EntryKind::Status { status, fault } => self.status(*status, fault.as_ref()),
             EntryKind::AgentExited { code, restart_in_millis } => {
-                let then = restart_in_millis.map_or_else(|| "given up".to_owned(), |millis| format!("starts again in {}", duration(millis)));
+                let then =
+                    restart_in_millis.map_or_else(|| "given up".to_owned(), |millis| format!("starts again in {}", duration(millis)));
                 self.line(&[Span::styled(format!("✗ the agent's program ended with code {code}; {then}"), theme.bad())], "  ");
             }
             EntryKind::TurnEnded(outcome) => match outcome {
@@ -161,7 +162,7 @@ impl Pen {
                 self.line(&[Span::raw(format!("▣ {} ", one_line(name))), Span::styled(one_line(mime), theme.dim())], "  ");
             }
             PartBody::Patch { files } => {
-                let names: Vec<String> = files.iter().map(|file| one_line(file)).collect();
+                let names: Vec<String> = files.iter().map(|file| one_line(file.rsplit('/').next().unwrap_or_default())).collect();
                 self.line(&[Span::styled(format!("± changed {}", names.join(", ")), theme.dim())], "  ");
             }
             PartBody::Subtask { agent, description } => {
@@ -351,11 +352,7 @@ impl Pen {
             match &rung.outcome {
                 StepOutcome::Started => self.line(&[Span::styled(format!("● {name:<10} …"), theme.accent())], "  "),
                 StepOutcome::Done { millis } => self.line(
-                    &[
-                        Span::styled("✓ ", theme.good()),
-                        Span::raw(format!("{name:<10} ")),
-                        Span::styled(duration(*millis), theme.dim()),
-                    ],
+                    &[Span::styled("✓ ", theme.good()), Span::raw(format!("{name:<10} ")), Span::styled(duration(*millis), theme.dim())],
                     "  ",
                 ),
                 StepOutcome::Failed { fault } => {
@@ -386,7 +383,7 @@ impl Pen {
     fn todo(&mut self, items: &[TodoItem]) {
         let theme = self.theme;
         let done = items.iter().filter(|item| item.status == "completed").count();
-        self.line(&[Span::styled(format!("☰ to do, {done} of {} done", items.len()), theme.strong())], "  ");
+        self.line(&[Span::styled(format!("≡ to do, {done} of {} done", items.len()), theme.strong())], "  ");
         for item in items {
             let (mark, style) = match item.status.as_str() {
                 "completed" => ("[x]", theme.dim()),

@@ -19,9 +19,9 @@ use crate::client::NewSession;
 
 /// The choices of the welcome.
 pub const WELCOME: [(&str, &str); 3] = [
-    ("Add a provider key", "Anthropic, OpenAI and many others; it stays in the daemon's vault"),
-    ("Take the tour", "a scripted demo agent, without a key and without a network"),
-    ("Later", "have a look around first; K adds keys, n makes sessions"),
+    ("Add a provider key", "it stays in the daemon's vault"),
+    ("Take the tour", "a scripted agent; no key, no network"),
+    ("Later", "K adds keys, n makes sessions"),
 ];
 
 /// What the tour suggests to say.
@@ -30,7 +30,8 @@ const TOUR_PROMPT: &str = "Show me what you can do";
 /// Offers the tour once, where there is nothing to work with yet.
 pub(super) fn maybe_welcome(state: &mut State) {
     let Some(providers) = &state.providers else { return };
-    let usable = providers.providers.iter().any(|provider| provider.id != DEMO && (provider.has_key || !provider.needs_key));
+    // A model server of the shipped list that needs no key is not known to run; one that the user configured is.
+    let usable = providers.providers.iter().any(|provider| provider.has_key || provider.own && !provider.needs_key);
     if !state.welcomed && state.sessions.complete && state.sessions.all.is_empty() && !usable {
         state.welcomed = true;
         state.overlays.push(Overlay::Welcome { at: 0 });
@@ -268,11 +269,7 @@ fn pick_key(state: &mut State, event: &KeyEvent, effects: &mut Vec<Effect>) {
             }
         }
         None => match state.overlays.last_mut() {
-            Some(Overlay::Palette { filter, at }) => {
-                if filter.key(event) {
-                    *at = 0;
-                }
-            }
+            Some(Overlay::Palette { filter, at }) if filter.key(event) => *at = 0,
             Some(Overlay::Welcome { at } | Overlay::Terminals { at, .. }) => {
                 if let KeyCode::Char(digit @ '1'..='9') = event.code {
                     let index = digit as usize - '1' as usize;
@@ -293,12 +290,10 @@ fn taken(state: &mut State, overlay: Overlay, effects: &mut Vec<Effect>) {
                 list::act(state, action, effects);
             }
         }
-        Overlay::Terminals { session, terminals, at } => {
-            match terminals.get(at).and_then(|terminal| terminal.id.parse().ok()) {
-                Some(id) => screen::attach(state, session, id, effects),
-                None => effects.push(Effect::Call(Call::OpenTerminal(session, layout::terminal_size(state)))),
-            }
-        }
+        Overlay::Terminals { session, terminals, at } => match terminals.get(at).and_then(|terminal| terminal.id.parse().ok()) {
+            Some(id) => screen::attach(state, session, id, effects),
+            None => effects.push(Effect::Call(Call::OpenTerminal(session, layout::terminal_size(state)))),
+        },
         Overlay::Welcome { at: 0 } => {
             state.screen = Screen::Keys;
             effects.extend([Call::Providers, Call::Keys].map(Effect::Call));

@@ -105,8 +105,11 @@ fn permission_rows(request: &PermissionRequest, width: usize, theme: Theme) -> V
     }
     if !request.always.is_empty() {
         let patterns: Vec<String> = request.always.iter().map(|pattern| harmless(pattern).replace('\n', " ")).collect();
-        let text = format!("s and A would allow: {}", patterns.join(", "));
-        rows.extend(wrap(&[Span::styled(text, theme.dim())], width, Break::Words, &bar, &bar));
+        let mut spans = vec![Span::styled(format!("s and A would allow: {}", patterns.join(", ")), theme.dim())];
+        if request.always.iter().any(|pattern| pattern == "*") {
+            spans.push(Span::styled(format!("  (every {})", harmless(&request.permission).replace('\n', " ")), theme.warn()));
+        }
+        rows.extend(wrap(&spans, width, Break::Words, &bar, &bar));
     }
     rows
 }
@@ -252,11 +255,7 @@ fn question_key(state: &mut State, event: &KeyEvent, request: &QuestionRequest, 
             return;
         }
         QuestionCommand::Send if !ready(state) => return,
-        QuestionCommand::Move(_)
-        | QuestionCommand::Choose
-        | QuestionCommand::Own
-        | QuestionCommand::Send
-        | QuestionCommand::Previous => {}
+        QuestionCommand::Move(_) | QuestionCommand::Choose | QuestionCommand::Own | QuestionCommand::Send | QuestionCommand::Previous => {}
     }
     let Some(prompt) = &mut state.prompt else { return };
     let at = prompt.question;

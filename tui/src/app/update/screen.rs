@@ -98,7 +98,7 @@ pub(super) fn keys_key(state: &mut State, event: &KeyEvent, effects: &mut Vec<Ef
         (KeysCommand::Set, Some((id, name, _))) => state.overlays.push(Overlay::Entry(Entry {
             purpose: Purpose::Key(id),
             title: format!("Key for {name}"),
-            hint: "type or paste; it is not shown and never leaves the daemon's vault unsealed".into(),
+            hint: "type or paste; it is never shown".into(),
             field: Field::for_secret(),
             masked: true,
         })),

@@ -15,6 +15,17 @@ use crate::app::theme::Theme;
 use crate::app::wrap::{fit, pad};
 use crate::client::SessionView;
 
+/// Columns of what a session does; the longest is a provisioning step.
+const ACTIVITY_COLUMNS: usize = 19;
+
+/// Columns of a model's name.
+const MODEL_COLUMNS: usize = 16;
+
+/// A session's model without its provider.
+fn short_model(session: &SessionView) -> &str {
+    session.model.rsplit('/').next().unwrap_or_default()
+}
+
 /// A symbol for what a session does; no two mean the same.
 pub(super) fn symbol(session: &SessionView, theme: Theme) -> (&'static str, Style) {
     match (session.status, &session.activity) {
@@ -83,10 +94,15 @@ fn mark(state: &State, session: &SessionView) -> Span<'static> {
 fn wide(state: &State, session: &SessionView, width: u16) -> Line<'static> {
     let theme = state.theme;
     let (symbol, style) = symbol(session, theme);
-    let activity = pad(&activity_word(session), 18);
-    let model = pad(&one_line(&session.model), 24.min(usize::from(width) / 4));
-    let tail = format!("{:>7} {:>8} {:>4}", count(session.usage.tokens.total()), money(session.usage.cost_micros), age(session.updated_at, state.now));
-    let used = 4 + 18 + 1 + 24.min(usize::from(width) / 4) + 1 + 21;
+    let activity = pad(&activity_word(session), ACTIVITY_COLUMNS);
+    let model = pad(&one_line(short_model(session)), MODEL_COLUMNS);
+    let tail = format!(
+        "{:>7} {:>8} {:>4}",
+        count(session.usage.tokens.total()),
+        money(session.usage.cost_micros),
+        age(session.updated_at, state.now)
+    );
+    let used = 4 + ACTIVITY_COLUMNS + 1 + MODEL_COLUMNS + 1 + tail.len();
     let title = pad(&title(session), usize::from(width).saturating_sub(used));
     Line::from(vec![
         Span::styled(format!("{symbol} "), style),
@@ -110,10 +126,9 @@ fn narrow(state: &State, session: &SessionView, width: u16) -> Vec<Line<'static>
         Span::raw(pad(&title(session), room)),
         Span::styled(format!("{age:>4} "), theme.dim()),
     ]);
-    let model = session.model.rsplit('/').next().unwrap_or_default();
     let usage = format!("{} {}", count(session.usage.tokens.total()), money(session.usage.cost_micros));
     let activity = activity_word(session);
-    let rest = format!(" · {} · {usage}", one_line(model));
+    let rest = format!(" · {usage} · {}", one_line(short_model(session)));
     let room = usize::from(width).saturating_sub(4 + activity.chars().count());
     let second = Line::from(vec![Span::styled(format!("   {activity}"), style), Span::styled(fit(&rest, room), theme.dim())]);
     vec![first, second]

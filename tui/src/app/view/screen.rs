@@ -40,7 +40,9 @@ pub(super) fn inbox(state: &State, frame: &mut Frame<'_>, main: Rect) {
     for (row, (index, pending)) in (0..list.height).zip(state.inbox.iter().enumerate().skip(offset)) {
         let place = Rect { y: list.y + row, height: 1, ..list };
         let (symbol, what, asked_at) = match &pending.request {
-            PendingRequest::Permission(request) => ("!", format!("{} {}", one_line(&request.permission), one_line(&request.title)), request.asked_at),
+            PendingRequest::Permission(request) => {
+                ("!", format!("{} {}", one_line(&request.permission), one_line(&request.title)), request.asked_at)
+            }
             PendingRequest::Question(request) => {
                 ("?", request.questions.first().map(|question| one_line(&question.text)).unwrap_or_default(), request.asked_at)
             }
@@ -86,7 +88,9 @@ pub(super) fn keys(state: &State, frame: &mut Frame<'_>, main: Rect) {
         let (symbol, style) = if provider.has_key { ("✓ ", theme.good()) } else { ("· ", theme.dim()) };
         let version = key.map(|key| key.version.to_string()).unwrap_or_default();
         let used = match key {
-            Some(key) => key.used_at.as_ref().map_or_else(|| "never".to_owned(), |at| age(Timestamp::from_millis(at.seconds * 1_000), state.now)),
+            Some(key) => {
+                key.used_at.as_ref().map_or_else(|| "never".to_owned(), |at| age(Timestamp::from_millis(at.seconds * 1_000), state.now))
+            }
             None => String::new(),
         };
         let name = format!("{} ({})", one_line(&provider.name), one_line(&provider.id));
@@ -153,7 +157,7 @@ pub(super) fn usage(state: &State, frame: &mut Frame<'_>, main: Rect) {
     ];
     for group in sums.groups.iter().skip(state.usage.offset) {
         let known = state.sessions.all.iter().find(|session| session.id.as_str() == group.key);
-        let name = known.map_or_else(|| one_line(&group.key), |session| super::list::title(session));
+        let name = known.map_or_else(|| one_line(&group.key), super::list::title);
         lines.push(Line::raw(row(&name, &sum(group.usage.as_ref()))));
     }
     for (offset, line) in (0..rest.height).zip(lines) {

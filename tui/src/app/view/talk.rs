@@ -12,7 +12,7 @@ use unicode_width::UnicodeWidthStr;
 use super::{centred, list};
 use crate::app::conversation::viewport::Anchor;
 use crate::app::layout;
-use crate::app::state::{Focus, State, Talk, activity_word};
+use crate::app::state::{Focus, Screen, State, Talk, activity_word};
 use crate::app::text::{duration, one_line, spent};
 use crate::app::wrap::fit;
 use crate::client::PendingRequest;
@@ -111,11 +111,8 @@ fn strip(state: &State, talk: &Talk, frame: &mut Frame<'_>, area: Rect) {
     if talk.conversation.view.anchor != Anchor::Tail {
         spans.push(Span::styled("↓ more below (G) ", theme.accent()));
     }
-    let usage = if talk.conversation.spent.tokens.total() > 0 {
-        Some(talk.conversation.spent)
-    } else {
-        session.map(|session| session.usage)
-    };
+    let usage =
+        if talk.conversation.spent.tokens.total() > 0 { Some(talk.conversation.spent) } else { session.map(|session| session.usage) };
     let right = usage.filter(|usage| usage.tokens.total() > 0).map(|usage| format!(" {}", spent(&usage))).unwrap_or_default();
     let left: usize = spans.iter().map(Span::width).sum();
     let room = usize::from(area.width).saturating_sub(left + right.width());
@@ -140,12 +137,20 @@ pub(super) fn request(state: &State, frame: &mut Frame<'_>, area: Rect, number: 
     }
     let most = layout::request_scroll_max(prompt, area);
     if most > 0 {
-        head.push(Span::styled(format!("  row {}–{} of {} (j k)", prompt.scroll + 1, prompt.scroll + usize::from(area.height) - 1, prompt.rows.len()), theme.dim()));
+        head.push(Span::styled(
+            format!("  row {}–{} of {} (j k)", prompt.scroll + 1, prompt.scroll + usize::from(area.height) - 1, prompt.rows.len()),
+            theme.dim(),
+        ));
     }
     if prompt.sent {
         head.push(Span::styled("  » answering", theme.accent()));
     } else if state.focus != Focus::Request {
-        head.push(Span::styled(if state.focus == Focus::Composer { "  Tab answers" } else { "  y answers" }, theme.accent()));
+        let key = match (state.screen, state.focus) {
+            (Screen::Inbox, _) => "  Enter answers",
+            (_, Focus::Composer) => "  Tab answers",
+            _ => "  y answers",
+        };
+        head.push(Span::styled(key, theme.accent()));
     }
     frame.render_widget(Line::from(head), Rect { height: 1.min(area.height), ..area });
     for (offset, row) in (1..area.height).zip(prompt.rows.iter().skip(prompt.scroll)) {
