@@ -269,7 +269,11 @@ fn pick_key(state: &mut State, event: &KeyEvent, effects: &mut Vec<Effect>) {
             }
         }
         None => match state.overlays.last_mut() {
-            Some(Overlay::Palette { filter, at }) if filter.key(event) => *at = 0,
+            Some(Overlay::Palette { filter, at }) => {
+                // What is found changes with what is searched for.
+                let edited = filter.key(event);
+                *at = if edited { 0 } else { *at };
+            }
             Some(Overlay::Welcome { at } | Overlay::Terminals { at, .. }) => {
                 if let KeyCode::Char(digit @ '1'..='9') = event.code {
                     let index = digit as usize - '1' as usize;
