@@ -22,6 +22,7 @@ use openagent_proto::sidecar::relay;
 
 use crate::catalogue::Catalogue;
 use crate::driver::BoxStream;
+use crate::sidecar::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 use crate::vault::Vault;
 
 /// A model call carries the whole conversation, images included; providers accept 32 MiB at most.
@@ -99,7 +100,8 @@ impl ModelRelay {
             .keep_alive_interval(Duration::from_secs(15))
             .keep_alive_timeout(Duration::from_secs(10))
             .max_concurrent_streams(STREAMS_MAX)
-            .adaptive_window(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .serve_connection(TokioIo::new(stream), service)
             .await;
         if let Err(error) = served {

@@ -37,6 +37,11 @@ const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// OpenCode needs 2 to 4 seconds; eight at once on two cores have been seen to need ten.
 const START_DEADLINE: Duration = Duration::from_secs(120);
 
+/// Flow control of one stream and of the whole connection, in bytes.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// See [`STREAM_WINDOW_BYTES`].
+pub const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
+
 /// Pings keep the exec bridge alive and notice a peer that is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -146,7 +151,9 @@ impl SidecarClient {
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
-            .adaptive_window(true)
+            // One stream that nobody reads, such as the terminal of a stuck client, must not use up the connection's window.
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .handshake(TokioIo::new(stream));
         let (sender, connection) =
             tokio::time::timeout(CALL_DEADLINE, handshake).await.map_err(|_| SidecarError::Deadline)?.map_err(|_| SidecarError::Lost)?;

@@ -47,6 +47,8 @@ const STATIC_LIBC: Package = Package { what: "the static C library", apt: "libc6
 const GIT: Package = Package { what: "git", apt: "git", dnf: "git", pacman: "git", brew: "git" };
 const RIPGREP: Package = Package { what: "ripgrep", apt: "ripgrep", dnf: "ripgrep", pacman: "ripgrep", brew: "ripgrep" };
 const NPM: Package = Package { what: "npm, to fetch OpenCode", apt: "npm", dnf: "npm", pacman: "npm", brew: "node" };
+const PYTHON: Package =
+    Package { what: "python3, for stand-ins in tests", apt: "python3", dnf: "python3", pacman: "python", brew: "python" };
 const DOCKER: Package = Package { what: "Docker", apt: "docker.io", dnf: "moby-engine", pacman: "docker", brew: "" };
 /// Newer Debian has the `docker` program in a package of its own.
 const DOCKER_PROGRAM: &str = "docker-cli";
@@ -116,6 +118,7 @@ fn missing_tools(need: Need, engine: bool, opencode: bool) -> Vec<Package> {
     want(NPM, opencode || process::find("npm").is_some());
     // OpenCode's search needs it: in the image it is there, on the machine itself only these need it.
     let searches_here = need == Need::Everything || (need == Need::Run && !engine);
+    want(PYTHON, need != Need::Everything || process::find("python3").is_some());
     want(RIPGREP, !searches_here || process::find("rg").is_some());
     missing
 }

@@ -52,8 +52,10 @@ pub enum Input {
     Stepped(InstanceId, Step, Result<Yield, Fault>, u64),
     /// What was to be undone is undone.
     Unwound,
-    /// Events of the instance became durable; those that concern the actor.
+    /// The instance told this; it is about to be recorded.
     Happened(InstanceId, Vec<EventKind>),
+    /// Events were recorded.
+    Recorded,
     /// The instance ended by itself.
     Ended(InstanceId, ExitCause),
     /// An answer reached the agent, or did not.
@@ -315,8 +317,8 @@ impl Actor {
                     self.happened(event);
                 }
             }
-            // What an instance told while it was being ended changes only the history.
-            Input::Happened(..) => {}
+            // What an instance told while it was being ended changes only the history; what was recorded is shown in any case.
+            Input::Happened(..) | Input::Recorded => {}
             Input::Ended(instance, cause) => {
                 let fault = Fault::new("INSTANCE_ENDED", format!("the sandbox ended: {cause}"), "resume the session: openagent resume ID");
                 if self.record.lifecycle.instance() == Some(&instance) {

@@ -1,6 +1,6 @@
 //! The link between a session and the sidecar of its instance.
 //!
-//! The follower reads the sidecar's event stream, makes what it tells durable (batched: whatever has arrived), acknowledges it, and only then tells the actor. When the
+//! The follower reads the sidecar's event stream, tells the actor what concerns it, makes it durable (batched: whatever has arrived), and acknowledges it. When the
 //! connection is lost it dials anew and resumes behind the last durable entry, for as long as the instance runs. The relay is dialled anew in the same way.
 //! Both end with the link's cancellation token.
 
@@ -172,12 +172,16 @@ impl Link {
                 continue;
             }
             let news: Vec<EventKind> = batch.iter().filter(|(_, kind)| concerns_actor(kind)).map(|(_, kind)| kind.clone()).collect();
+            // The actor first: whoever sees a request in the history can answer it at once. It is durable in the sidecar's journal already.
+            if !news.is_empty() && self.actor.send(Input::Happened(self.instance.clone(), news)).await.is_err() {
+                return SidecarError::Lost;
+            }
             if let Err(error) = self.shared.log.append(&self.session, batch, Some(last)).await {
                 tracing::error!(session = %self.session, %error, "events cannot be stored");
                 return SidecarError::Lost;
             }
             durable = last;
-            if self.actor.send(Input::Happened(self.instance.clone(), news)).await.is_err() {
+            if self.actor.send(Input::Recorded).await.is_err() {
                 return SidecarError::Lost;
             }
             if durable - acknowledged >= UNACKNOWLEDGED_MAX {
