@@ -17,6 +17,7 @@ use super::layout;
 use super::state::{Link, Screen, State};
 use super::text::one_line;
 use super::wrap::fit;
+use crate::output::quantity::span;
 
 /// Draws the screen.
 pub fn view(state: &State, frame: &mut Frame<'_>) {
@@ -72,7 +73,7 @@ fn header(state: &State, frame: &mut Frame<'_>, area: Rect) {
         Link::Up => (String::new(), Style::new()),
         Link::Down { since, retry_at, error } => {
             let seconds = retry_at.millis_since(state.now).div_ceil(1_000);
-            let age = super::text::duration(state.now.millis_since(*since) / 1_000 * 1_000);
+            let age = span(state.now.millis_since(*since));
             let then = if seconds == 0 { "connecting".to_owned() } else { format!("again in {seconds} s") };
             let why = if area.width >= layout::TWO_PANES_MIN { format!("{}, ", one_line(&error.message)) } else { String::new() };
             let since = if area.width >= 60 { format!("as of {age} ago, ") } else { String::new() };

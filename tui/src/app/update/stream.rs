@@ -33,6 +33,8 @@ pub(super) fn sessions(state: &mut State, watch: Watch<SessionChange>, effects: 
             }
             if !state.sessions.complete {
                 state.sessions.complete = true;
+                // They come in any order.
+                state.sessions.chosen = state.sessions.all.first().map(|session| session.id.clone());
                 // Unread is what happens from now on.
                 state.sessions.seen = state.sessions.all.iter().map(|session| (session.id.clone(), session.last_seq)).collect();
             }
