@@ -4,7 +4,12 @@
 //! ended, and what is left at the engine with the world's label is an error of the test. Waiting is always for a named condition, with a bound.
 
 pub mod client;
+pub mod engine;
 pub mod events;
+pub mod leak;
+pub mod pty;
+pub mod refusal;
+pub mod shell;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,10 +58,8 @@ pub struct World {
 /// Folder of the staged programs: `cargo xtask test` names it, otherwise where it stages them.
 #[must_use]
 pub fn programs() -> PathBuf {
-    std::env::var_os("OPENAGENT_TEST_BIN_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/openagent/debug/bin"),
-        PathBuf::from,
-    )
+    std::env::var_os("OPENAGENT_TEST_BIN_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/openagent/debug/bin"), PathBuf::from)
 }
 
 /// The OpenCode program.
@@ -280,12 +283,21 @@ impl World {
         self.signal(nix::sys::signal::Signal::SIGKILL).await;
     }
 
-    async fn signal(&mut self, signal: nix::sys::signal::Signal) {
+    /// Waits for the end of a daemon that was told to end in another way.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub async fn ended(&mut self) {
         let Some(mut daemon) = self.daemon.take() else { return };
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id()).expect("process ids are small"));
-        nix::sys::signal::kill(pid, signal).expect("it is our child");
         let ended = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(move || daemon.wait())).await;
         ended.expect("the daemon ends when it is told to").expect("waiting does not panic").expect("it is our child");
+    }
+
+    async fn signal(&mut self, signal: nix::sys::signal::Signal) {
+        let Some(daemon) = &self.daemon else { return };
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.id()).expect("process ids are small"));
+        nix::sys::signal::kill(pid, signal).expect("it is our child");
+        self.ended().await;
     }
 
     /// Removes every session, ends the daemon, and gives what is left at the engine or as processes: nothing, if all is well.

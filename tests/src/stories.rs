@@ -141,3 +141,88 @@ pub async fn a_stopped_session_is_resumed(driver: Driver) {
     assert!(done.output.contains("kept over the stop"), "{}", done.output);
     world.end().await;
 }
+
+/// Reasoning, an edit with its diff, a question, todos, a subagent and an abort in one conversation, each told as what it is.
+///
+/// # Panics
+/// When the story goes another way.
+pub async fn work_of_every_kind_is_told(driver: Driver) {
+    let world = World::with_keys(driver).await;
+    let mut clients = world.clients().await;
+    let request = v1::CreateSessionRequest {
+        model: "scripted/scripted-large".to_owned(),
+        permission_mode: v1::PermissionMode::AutoEdit.into(),
+        ..Default::default()
+    };
+    let id = clients.create_with(request).await.id;
+    let mut events = clients.follow(&id).await;
+    events.until_ready().await;
+
+    clients.turn(&id, &mut events, "#reason").await;
+    let reasoned = events.seen.iter().any(|event| match &event.kind {
+        Some(Kind::Part(part)) => {
+            matches!(&part.body, Some(v1::part::Body::Reasoning(reasoning)) if reasoning.done && !reasoning.text.is_empty())
+        }
+        _ => false,
+    });
+    assert!(reasoned, "reasoning is told apart from prose");
+
+    clients.turn(&id, &mut events, "#write notes.txt first line").await;
+    clients.turn(&id, &mut events, "#read notes.txt").await;
+    clients.turn(&id, &mut events, "#edit notes.txt first=>second").await;
+    let tools = events.tools();
+    let Some(v1::tool_part::State::Completed(edit)) = tools.last().and_then(|tool| tool.state.clone()) else { panic!("{tools:?}") };
+    let diff = edit.diff.expect("an edit has a diff");
+    assert!(diff.contains("-first line") && diff.contains("+second line"), "{diff}");
+
+    clients.prompt(&id, "#question").await;
+    let asked = events
+        .until("a question", |kind| match kind {
+            Kind::QuestionAsked(request) => Some(request.clone()),
+            _ => None,
+        })
+        .await;
+    let answers = asked.questions.iter().map(|question| v1::QuestionAnswer { chosen: vec![question.options[0].label.clone()] }).collect();
+    let answer =
+        v1::AnswerQuestionRequest { session_id: id.clone(), request_id: asked.id, answers, by: "test".to_owned(), ..Default::default() };
+    clients.permission.answer_question(answer).await.expect("the answer is taken");
+    assert_eq!(events.until_turn_ended().await.outcome(), v1::TurnOutcome::Completed);
+
+    clients.prompt(&id, "#todo").await;
+    let todo = events
+        .until("todos", |kind| match kind {
+            Kind::Todo(todo) => Some(todo.clone()),
+            _ => None,
+        })
+        .await;
+    assert_eq!(todo.items.len(), 3);
+    events.until_turn_ended().await;
+
+    clients.prompt(&id, "#subagent").await;
+    let subagent = events
+        .until("a subagent", |kind| match kind {
+            Kind::Subagent(subagent) => Some(subagent.clone()),
+            _ => None,
+        })
+        .await;
+    assert_eq!(subagent.parent_id, id);
+    assert_eq!(events.until_turn_ended().await.outcome(), v1::TurnOutcome::Completed, "the subagent's end is not the turn's");
+    let spoke = events.seen.iter().any(|event| match &event.kind {
+        Some(Kind::Message(message)) => message.conversation_id == subagent.conversation_id,
+        _ => false,
+    });
+    assert!(spoke, "what a subagent says is told as its own");
+
+    clients.prompt(&id, "#hang").await;
+    events
+        .until("work", |kind| match kind {
+            Kind::Busy(busy) => matches!(busy.busy, Some(v1::busy_event::Busy::Working(_))).then_some(()),
+            _ => None,
+        })
+        .await;
+    clients.session.abort(v1::AbortRequest { session_id: id.clone() }).await.expect("the turn is aborted");
+    assert_eq!(events.until_turn_ended().await.outcome(), v1::TurnOutcome::Aborted);
+    let end = clients.turn(&id, &mut events, "#echo still here").await;
+    assert_eq!(end.outcome(), v1::TurnOutcome::Completed, "a prompt works after an abort");
+    world.end().await;
+}

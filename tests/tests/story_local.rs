@@ -22,3 +22,8 @@ async fn a_restarted_daemon_goes_on() {
 async fn a_stopped_session_is_resumed() {
     stories::a_stopped_session_is_resumed(Driver::Local).await;
 }
+
+#[tokio::test]
+async fn work_of_every_kind_is_told() {
+    stories::work_of_every_kind_is_told(Driver::Local).await;
+}

@@ -1,0 +1,88 @@
+//! The benches: each measures OpenAgent beside a raw baseline in the same run and prints one table. Started by `cargo xtask bench`.
+//!
+//! Invariants: rounds of both sides alternate (ours, raw, ours, raw ...), so that a machine that is slow for a minute is slow for both; what is
+//! shown is the median with the smallest and the largest value; nothing here passes or fails on a time.
+
+mod fan_out;
+mod latency;
+mod machine;
+mod memory;
+mod proc;
+mod raw;
+mod report;
+mod start;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use openagent_tests::harness::Driver;
+
+use crate::report::Report;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Create to accepted prompt, in containers
+    StartDocker,
+    /// Create to accepted prompt, as child processes
+    StartLocal,
+    /// What lies between OpenCode's own stream and the client
+    Latency,
+    /// Memory and idle processor time of daemon and sidecars
+    Memory,
+    /// One event to many clients
+    FanOut,
+}
+
+impl Part {
+    const ALL: [Self; 5] = [Self::StartDocker, Self::StartLocal, Self::Latency, Self::Memory, Self::FanOut];
+}
+
+#[derive(Parser)]
+#[command(about = "Measures OpenAgent beside raw baselines; start it as `cargo xtask bench`")]
+struct Options {
+    /// Measured starts of each side
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Write the report to this file as well
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(measure(&options))
+}
+
+async fn measure(options: &Options) -> Result<()> {
+    let parts: Vec<Part> = if options.only.is_empty() { Part::ALL.to_vec() } else { options.only.clone() };
+    let mut report = Report::new(machine::describe().await);
+    for part in parts {
+        eprintln!("bench: {part:?}");
+        match part {
+            Part::StartDocker => start::docker(options.rounds, &mut report).await?,
+            Part::StartLocal => start::local(options.rounds, &mut report).await?,
+            Part::Latency => {
+                latency::measure(Driver::Local, "local driver", "", &mut report).await?;
+                latency::measure(Driver::Docker, "Docker, socket", "[docker]\nlink = \"socket\"\n", &mut report).await?;
+                latency::measure(Driver::Docker, "Docker, exec bridge", "[docker]\nlink = \"exec\"\n", &mut report).await?;
+            }
+            Part::Memory => memory::measure(&mut report).await?,
+            Part::FanOut => fan_out::measure(&mut report).await?,
+        }
+    }
+    let text = report.markdown();
+    println!("{text}");
+    if let Some(out) = &options.out {
+        if let Some(folder) = out.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        std::fs::write(out, text).with_context(|| format!("write {}", out.display()))?;
+    }
+    Ok(())
+}

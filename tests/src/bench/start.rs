@@ -1,0 +1,77 @@
+//! Create to accepted prompt: the time from "I want a session" to "the agent has my prompt".
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use openagent_tests::harness::{CANARY, Clients, Driver, World};
+
+use crate::raw;
+use crate::report::{Report, Series};
+
+const NOTE: &str = "Create to accepted prompt: ours is the CreateSession call until the Prompt call that follows it at once is answered. Raw is the \
+    same OpenCode with the same environment, configuration and prepared repository, from its start (`sh`) or the creation of its container until \
+    `prompt_async` answers 204; readiness is its own line on standard output on both sides. Both are cold: no pool, a new home, the image on the \
+    disk. One start of each side before the measured ones is not counted.";
+
+/// In containers.
+pub async fn docker(rounds: u32, report: &mut Report) -> Result<()> {
+    let engine = raw::engine()?;
+    let Ok(info) = engine.info().await else {
+        report.skip("create to accepted prompt, Docker", "no engine answers");
+        return Ok(());
+    };
+    if !nix::unistd::geteuid().is_root() {
+        report.skip("create to accepted prompt, Docker", "the baseline is reached through its network, which only root can enter");
+        return Ok(());
+    }
+    let cpus = info.ncpu.unwrap_or(1);
+    let raw = async |_: &World| raw::start_docker(&engine, cpus).await;
+    compare("create to accepted prompt, Docker", Driver::Docker, rounds, report, raw).await?;
+    report.note(NOTE);
+    report.note(
+        "The raw container has the session's network (none), limits, read-only root and volumes, but runs as the agent's user from the start and \
+         without a sidecar. The bench reaches it by entering its network as root.",
+    );
+    Ok(())
+}
+
+/// As child processes.
+pub async fn local(rounds: u32, report: &mut Report) -> Result<()> {
+    let raw = async |world: &World| raw::start_local(&world.model.base_url()).await;
+    compare("create to accepted prompt, local driver", Driver::Local, rounds, report, raw).await?;
+    report.note(NOTE);
+    Ok(())
+}
+
+async fn compare(
+    what: &str,
+    driver: Driver,
+    rounds: u32,
+    report: &mut Report,
+    raw: impl AsyncFn(&World) -> Result<Duration>,
+) -> Result<()> {
+    let world = World::started(driver).await;
+    let mut clients = world.clients().await;
+    clients.set_key("scripted", CANARY).await;
+    let (mut ours, mut theirs) = (vec![], vec![]);
+    for round in 0..=rounds {
+        let pair = (start(&mut clients).await, raw(&world).await.with_context(|| format!("{what}: the baseline"))?);
+        eprintln!("  round {round}: ours {:.2} s, raw {:.2} s", pair.0.as_secs_f64(), pair.1.as_secs_f64());
+        if round > 0 {
+            ours.push(pair.0.as_secs_f64());
+            theirs.push(pair.1.as_secs_f64());
+        }
+    }
+    world.end().await;
+    report.compare(what, &Series::new(ours), &Series::new(theirs), "s");
+    Ok(())
+}
+
+async fn start(clients: &mut Clients) -> Duration {
+    let began = Instant::now();
+    let session = clients.create("scripted/scripted-large").await;
+    clients.prompt(&session.id, "#plain").await;
+    let taken = began.elapsed();
+    clients.remove(&session.id).await;
+    taken
+}
