@@ -305,7 +305,8 @@ impl World {
     /// # Panics
     /// When a session cannot be removed.
     pub async fn end(mut self) {
-        if self.daemon.is_some() {
+        let on_demand = self.daemon.is_none() && self.is_served();
+        if self.daemon.is_some() || on_demand {
             let mut clients = self.clients().await;
             for session in clients.list().await {
                 clients.remove(&session.id).await;
@@ -314,6 +315,25 @@ impl World {
             assert!(left.is_empty(), "left behind: {left:?}");
             self.stop().await;
         }
+        if on_demand {
+            let stopped = self.cli(&["daemon", "stop"]).await;
+            assert!(stopped.status.success(), "{stopped:?}");
+        }
+    }
+
+    /// Whether a daemon answers, whoever started it.
+    fn is_served(&self) -> bool {
+        std::os::unix::net::UnixStream::connect(self.socket()).is_ok()
+    }
+
+    /// The process id of the daemon that answers, whoever started it.
+    ///
+    /// # Panics
+    /// When none answers.
+    pub async fn serving_pid(&self) -> nix::unistd::Pid {
+        let mut clients = self.clients().await;
+        let status = clients.daemon.get_status(openagent_proto::v1::GetStatusRequest {}).await.expect("the daemon answers");
+        nix::unistd::Pid::from_raw(i32::try_from(status.into_inner().pid).expect("process ids are small"))
     }
 
     async fn left_at_engine(&self) -> Vec<String> {
@@ -339,10 +359,11 @@ impl World {
 /// A test that failed must not leave agents running: the daemon goes, and with it, by force, what it started.
 impl Drop for World {
     fn drop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            if std::thread::panicking() {
-                eprintln!("--- the daemon's log ---\n{}", self.log());
-            }
+        let mut daemon = self.daemon.take();
+        if daemon.is_some() && std::thread::panicking() {
+            eprintln!("--- the daemon's log ---\n{}", self.log());
+        }
+        if daemon.is_some() || self.is_served() {
             let mut remove = self.command("openagent");
             let listed = remove.args(["ls", "-o", "json"]).stdin(Stdio::null()).output();
             let sessions: serde_json::Value =
@@ -350,8 +371,13 @@ impl Drop for World {
             for id in sessions.as_array().into_iter().flatten().filter_map(|session| session["id"].as_str()) {
                 let _ = self.command("openagent").args(["rm", "-f", id]).stdin(Stdio::null()).output();
             }
+        }
+        if let Some(daemon) = &mut daemon {
             let _ = daemon.kill();
             let _ = daemon.wait();
+        } else if self.is_served() {
+            // It was started on demand, and is nobody's child.
+            let _ = self.command("openagent").args(["daemon", "stop"]).stdin(Stdio::null()).output();
         }
     }
 }
