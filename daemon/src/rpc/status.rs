@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 /// Reason, and the code it is sent with. Reasons that are not listed are sent as `FAILED_PRECONDITION`: the request was good, its object is not.
-const CODES: [(&str, Code); 22] = [
+const CODES: [(&str, Code); 23] = [
     ("AGENT_FAILED", Code::Unavailable),
     ("ALREADY_ANSWERED", Code::Aborted),
     ("BUSY", Code::ResourceExhausted),
@@ -22,6 +22,7 @@ const CODES: [(&str, Code); 22] = [
     ("INVALID_REQUEST", Code::InvalidArgument),
     ("KEY_INVALID", Code::InvalidArgument),
     ("KEY_UNREADABLE", Code::DataLoss),
+    ("MODEL_INVALID", Code::InvalidArgument),
     ("MODEL_UNKNOWN", Code::InvalidArgument),
     ("NOT_FOUND", Code::NotFound),
     ("NOT_READY", Code::Unavailable),

@@ -354,8 +354,12 @@ impl Actor {
     fn command(&mut self, command: Command) {
         match command {
             Command::Resume(reply) => {
-                let outcome = self.lifecycle(LifecycleInput::Start(new_instance()));
-                let _ = reply.send(verdict(outcome));
+                match verdict(self.lifecycle(LifecycleInput::Start(new_instance()))) {
+                    Ok(()) => self.replies.push(reply),
+                    Err(fault) => {
+                        let _ = reply.send(Err(fault));
+                    }
+                }
             }
             Command::Stop(grace, reply) => {
                 self.stop_grace = grace.unwrap_or(self.shared.stop_grace);
@@ -416,7 +420,7 @@ impl Actor {
                 if self.live.is_some() {
                     self.jobs.push(Job::Title(title));
                 }
-                let _ = reply.send(Ok(()));
+                self.replies.push(reply);
             }
         }
     }
@@ -570,13 +574,7 @@ impl Actor {
             self.inbox.release(id);
         } else {
             let known = &mut self.record.session.permission_rules;
-            for rule in &rules {
-                if !known.contains(rule) && known.len() < openagent_core::permission::PATTERNS_MAX {
-                    known.push(rule.clone());
-                    self.store = true;
-                }
-            }
-            if everywhere && !rules.is_empty() {
+            if everywhere {
                 self.shared.rules.send_modify(|all| {
                     let mut more = (**all).clone();
                     more.extend(rules);
@@ -584,6 +582,13 @@ impl Actor {
                     more.dedup();
                     *all = Arc::new(more);
                 });
+            } else {
+                for rule in rules {
+                    if !known.contains(&rule) && known.len() < openagent_core::permission::PATTERNS_MAX {
+                        known.push(rule);
+                        self.store = true;
+                    }
+                }
             }
         }
         match (outcome, reply) {

@@ -99,13 +99,17 @@ impl SessionRegistry {
         }
         let record = SessionRecord { session, lifecycle: Lifecycle::default(), instance: None, keys_version: 0 };
         self.shared.store.put_session(&record).await.map_err(|error| error.fault())?;
-        Ok(self.raise(record, LogInfo::default(), Birth::New))
+        let handle = self.raise(record, LogInfo::default(), Birth::New);
+        handle.begun().await;
+        Ok(handle)
     }
 
     fn raise(&self, record: SessionRecord, info: LogInfo, birth: Birth) -> SessionHandle {
         let (actor, handle) = Actor::new(Arc::clone(&self.shared), record, info);
         let id = handle.id().clone();
-        self.shared.directory.changed(handle.view());
+        if matches!(birth, Birth::Found) {
+            self.shared.directory.changed(handle.view());
+        }
         self.with(|sessions| sessions.insert(id.clone(), handle.clone()));
         let task = self.shared.tasks.spawn("session", Box::pin(actor.run(birth)));
         let registry = self.clone();
