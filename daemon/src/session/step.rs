@@ -109,7 +109,9 @@ impl StepRun {
         Ok((client, credentials))
     }
 
-    fn start_agent(&self) -> wire::StartAgent {
+    /// Everything that the agent is to know.
+    #[must_use]
+    pub fn start_agent(&self) -> wire::StartAgent {
         let session = &self.session;
         let own = session.model.split_once('/').map_or("", |(provider, _)| provider);
         let catalogue = &self.shared.catalogue;

@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use super::{Actor, Input, new_instance};
 use crate::session::step::{StepRun, push_keys};
 use crate::session::{PermissionAnswer, PromptJob, QuestionAnswer};
-use crate::sidecar::{Credentials, SidecarClient};
+use crate::sidecar::{Credentials, SidecarClient, SidecarError};
 
 /// Time that a caller waits for a link that is being taken up again.
 const LINK_PATIENCE: Duration = Duration::from_secs(20);
@@ -139,6 +139,7 @@ impl Actor {
 
     /// Model and agent of a prompt become the session's.
     fn deliver(&mut self, job: PromptJob) {
+        let before = self.record.session.model.clone();
         let session: &mut Session = &mut self.record.session;
         for (field, new) in [(&mut session.model, job.model), (&mut session.agent, job.agent)] {
             if let Some(new) = new
@@ -149,16 +150,27 @@ impl Actor {
             }
         }
         let body = wire::Prompt { text: job.text, model: session.model.clone(), agent: session.agent.clone() };
+        // The agent knows the providers that were usable when it started; another one may have got its key since.
+        let restart = (before != session.model).then(|| self.record.instance.as_ref().map(|instance| instance.id.clone())).flatten();
+        let restart = restart.map(|instance| self.step_run(instance).start_agent());
         let client = self.client.subscribe();
         let (Some(me), news) = (self.me.upgrade(), self.work_news) else { return };
         self.shared.tasks.spawn("session-prompt", async move {
             let outcome = match linked(client).await {
-                Ok(client) => client.prompt(&body).await.map(|answer| answer.message_id).map_err(|error| error.fault()),
+                Ok(client) => prompt(&client, restart.as_ref(), &body).await.map_err(|error| error.fault()),
                 Err(fault) => Err(fault),
             };
             let _ = me.send(Input::Delivered(news, outcome, job.reply)).await;
         });
     }
+}
+
+/// Gives a prompt to an agent that knows its provider.
+async fn prompt(client: &SidecarClient, start: Option<&wire::StartAgent>, body: &wire::Prompt) -> Result<String, SidecarError> {
+    if let Some(start) = start {
+        client.start(start).await?;
+    }
+    client.prompt(body).await.map(|answer| answer.message_id)
 }
 
 /// The connection to the sidecar, as soon as there is one.
