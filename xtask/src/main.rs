@@ -1,10 +1,11 @@
-//! The commands every developer, CI and new user uses: `cargo xtask setup|image|run|test`.
+//! The commands every developer, CI and new user uses: `cargo xtask setup|image|run|test|bench`.
 //!
 //! Each command starts with the same set-up, so that one line works on a fresh machine, and is idempotent: what is
 //! there and right is left alone. Everything it makes lies under `target/`, in the user's data folder, or in the engine.
 
 mod apt;
 mod base;
+mod bench;
 mod build;
 mod digest;
 mod engine;
@@ -59,6 +60,12 @@ enum Command {
         /// Run only tests whose name contains one of these (skips formatter and lints)
         filter: Vec<String>,
     },
+    /// Set up, build for release, measure beside raw baselines, and write docs/benchmarks.md
+    Bench {
+        /// Arguments for the bench program (then no report is written unless `--out` is among them), see `-- --help`
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -67,6 +74,7 @@ fn main() -> ExitCode {
         Command::Image { profile, fresh } => image::command(&paths, profile, fresh).map(|()| ExitCode::SUCCESS),
         Command::Run { profile, args } => run::command(&paths, profile, &args),
         Command::Test { filter } => test::command(&paths, &filter),
+        Command::Bench { args } => bench::command(&paths, &args),
     });
     outcome.unwrap_or_else(|error| {
         term::failure(&error);
