@@ -100,7 +100,7 @@ impl<'a> Everywhere<'a> {
             assert!(said.status.success(), "{arguments:?}: {said:?}");
             needles.must_not_be_in(&format!("openagent {arguments:?}"), &[said.stdout, said.stderr].concat());
         }
-        let exported = self.world.cli(&["export", &self.id, "-o", "session.zip"]).await;
+        let exported = self.world.cli(&["export", &self.id, "-o", "session.zip", "--force"]).await;
         assert!(exported.status.success(), "{exported:?}");
         let archive = std::fs::File::open(self.world.path("session.zip")).expect("it was exported");
         let mut archive = zip::ZipArchive::new(archive).expect("it is whole");
@@ -118,8 +118,7 @@ impl<'a> Everywhere<'a> {
 
     /// A copy in a file, in a process's environment and in its memory is found by the same searches, from both sides.
     async fn a_planted_copy_is_found(&self, key: &str, needles: &Needles) {
-        let plant =
-            "printf 'x%s' \"$(cat)\" | base64 -w0 > planted && (PLANTED=$(cat planted) exec sleep 1000) </dev/null >/dev/null 2>&1 &
+        let plant = "printf 'x%s' \"$(cat)\" | base64 -w0 > planted; (PLANTED=$(cat planted) exec sleep 1000) </dev/null >/dev/null 2>&1 &
             until grep -lqs PLANTED= /proc/*/environ; do :; done";
         let planted = self.container.exec(AGENT, &["bash", "-c", &format!("cd /workspace; {plant}")], key).await;
         assert_eq!(planted.code, 0, "{planted:?}");
