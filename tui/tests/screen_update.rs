@@ -190,6 +190,38 @@ fn the_next_request_shows_after_an_answer_and_somebody_elses_answer_is_told() {
 }
 
 #[test]
+fn a_request_that_was_answered_long_ago_is_neither_shown_nor_told_while_the_history_is_read() {
+    let mut state = connected(80, 24, sessions());
+    press(&mut state, KeyCode::Enter);
+    let answered = EventKind::PermissionAnswered {
+        id: "per_1".to_owned().try_into().unwrap(),
+        response: PermissionResponse::Once,
+        by: "tui".into(),
+        reason: None,
+    };
+    let history = [EventKind::PermissionAsked { request: permission("per_1", "first") }, answered];
+    for (seq, kind) in (1..).zip(history) {
+        update(&mut state, Input::Follow(session_id(6), Watch::Item(StreamItem::Event(Event { seq, at: at(0), kind }))));
+        assert_eq!((state.ask(), state.note.as_ref()), (None, None));
+    }
+    update(&mut state, Input::Follow(session_id(6), Watch::Item(StreamItem::CaughtUp(2))));
+    assert_eq!((state.ask(), state.note.as_ref()), (None, None));
+}
+
+#[test]
+fn what_happened_behind_another_screen_is_seen_on_the_way_back() {
+    let mut state = opened();
+    press(&mut state, KeyCode::Esc);
+    press(&mut state, KeyCode::Char('u'));
+    let mut news = session(6, "Make the parser faster", Status::Active, Activity::Done);
+    news.last_seq = 11;
+    update(&mut state, watch(SessionChange::Changed(Box::new(news.clone()))));
+    assert!(state.sessions.is_unread(&news));
+    press(&mut state, KeyCode::Esc);
+    assert!(!state.sessions.is_unread(&news));
+}
+
+#[test]
 fn an_answer_that_came_too_late_takes_the_request_away() {
     let mut state = asked("first");
     later(&mut state, 5);

@@ -455,11 +455,12 @@ impl State {
         open.or(self.sessions.chosen.as_ref()).and_then(|id| self.sessions.get(id))
     }
 
-    /// The request that is on the screen: the first of the open session, or the chosen one in the inbox.
+    /// The request that is on the screen: the first of the open session, or the chosen one in the inbox. While a history is still being read, what
+    /// it asks was answered long ago, as far as anybody knows.
     #[must_use]
     pub fn ask(&self) -> Option<&Pending> {
         match self.screen {
-            Screen::Main => self.talk().and_then(|talk| talk.conversation.asks.first()),
+            Screen::Main => self.talk().filter(|talk| talk.conversation.caught_up).and_then(|talk| talk.conversation.asks.first()),
             Screen::Inbox => self.inbox.get(self.inbox_at),
             Screen::Keys | Screen::Usage | Screen::Terminal => None,
         }

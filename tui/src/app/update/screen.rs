@@ -4,7 +4,7 @@ use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use openagent_core::id::{SessionId, TerminalId};
 use openagent_proto::v1::UsageGrouping;
 
-use super::{good, list, moved, open, request};
+use super::{good, list, moved, open, request, see};
 use crate::app::field::Field;
 use crate::app::input::{Call, Effect};
 use crate::app::keymap::{
@@ -21,6 +21,7 @@ const SCROLL_ROWS: i32 = 10;
 fn to_main(state: &mut State) {
     state.screen = Screen::Main;
     state.focus = if state.open.is_some() { Focus::Talk } else { Focus::List };
+    see(state);
 }
 
 pub(super) fn inbox_step(state: &mut State, step: i32) {
