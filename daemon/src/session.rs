@@ -187,12 +187,6 @@ impl SessionHandle {
         Arc::clone(&self.view.borrow())
     }
 
-    /// Waits until a new session shows that it is being made; before, it looks like one that was stopped.
-    async fn begun(&self) {
-        // An actor that is gone has nothing more to show.
-        let _ = self.view.clone().changed().await;
-    }
-
     /// The connection to its sidecar; waits for one that is being made.
     ///
     /// # Errors

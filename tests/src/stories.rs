@@ -87,13 +87,21 @@ pub async fn a_restarted_daemon_goes_on(driver: Driver) {
     let mut world = World::with_keys(driver).await;
     let mut clients = world.clients().await;
     let (id, mut events) = clients.active("scripted/scripted-large").await;
+    let (blocked, mut others) = clients.active("scripted/scripted-large").await;
+    clients.prompt(&blocked, "#bash touch asked.txt").await;
+    let request = others.until_asked().await;
     clients.turn(&id, &mut events, "#echo before").await;
     let before = clients.history(&id).await;
-    drop(events);
+    drop((events, others));
     world.stop().await;
     world.start().await;
 
     let mut clients = world.clients().await;
+    let activity = clients.get(&blocked).await.activity.and_then(|activity| activity.kind);
+    assert!(matches!(activity, Some(v1::activity::Kind::Blocked(_))), "what it waits for is known from the first answer on: {activity:?}");
+    let mut others = clients.follow(&blocked).await;
+    clients.permit(&blocked, &request.id, v1::PermissionResponse::Once).await;
+    assert_eq!(others.until_turn_ended().await.outcome(), v1::TurnOutcome::Completed, "the turn goes on where it was");
     let after = clients.history(&id).await;
     assert_eq!(after[..before.len()], before[..], "the history is as it was");
     let last = after.last().map_or(0, |event| event.seq);

@@ -157,7 +157,8 @@ impl Actor {
     }
 
     /// Runs until the session is removed or nobody holds it any more.
-    pub async fn run(mut self, birth: Birth) {
+    /// `raised` is told when the view is right for the first time.
+    pub async fn run(mut self, birth: Birth, raised: oneshot::Sender<()>) {
         match birth {
             Birth::New => {
                 self.lifecycle(LifecycleInput::Start(new_instance()));
@@ -170,6 +171,7 @@ impl Actor {
             }
         }
         self.settle().await;
+        let _ = raised.send(());
         while let Some(input) = self.next().await {
             self.apply(input);
             for _ in 1..DRAIN_MAX {
@@ -353,14 +355,12 @@ impl Actor {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Resume(reply) => {
-                match verdict(self.lifecycle(LifecycleInput::Start(new_instance()))) {
-                    Ok(()) => self.replies.push(reply),
-                    Err(fault) => {
-                        let _ = reply.send(Err(fault));
-                    }
+            Command::Resume(reply) => match verdict(self.lifecycle(LifecycleInput::Start(new_instance()))) {
+                Ok(()) => self.replies.push(reply),
+                Err(fault) => {
+                    let _ = reply.send(Err(fault));
                 }
-            }
+            },
             Command::Stop(grace, reply) => {
                 self.stop_grace = grace.unwrap_or(self.shared.stop_grace);
                 let outcome = self.lifecycle(LifecycleInput::Stop);
@@ -429,8 +429,9 @@ impl Actor {
         let unwinding = matches!(self.record.lifecycle.state(), State::Unwinding { .. });
         match verdict(outcome) {
             Ok(()) if unwinding => self.settled.push(reply),
-            other => {
-                let _ = reply.send(other);
+            Ok(()) => self.replies.push(reply),
+            Err(fault) => {
+                let _ = reply.send(Err(fault));
             }
         }
     }

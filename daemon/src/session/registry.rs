@@ -12,6 +12,7 @@ use crate::task::TaskError;
 use openagent_core::id::SessionId;
 use openagent_core::session::lifecycle::{Input, Lifecycle};
 use openagent_core::session::{Fault, Session};
+use tokio::sync::oneshot;
 
 /// Sessions that may be stored. Beyond it the lists that clients show are of no use to anyone.
 const SESSIONS_MAX: usize = 100_000;
@@ -47,8 +48,14 @@ impl SessionRegistry {
     pub async fn raise_all(&self) -> Result<usize, StoreError> {
         let stored = self.shared.store.load_sessions().await?;
         let count = stored.len();
+        let mut raised = Vec::with_capacity(count);
         for (record, cursor) in stored {
-            self.raise(record, LogInfo::from(&cursor), Birth::Found);
+            let (_, right) = self.raise(record, LogInfo::from(&cursor), Birth::Found);
+            raised.push(right);
+        }
+        // Nobody is told what an agent does before it is known. An actor that ended instead is reported elsewhere.
+        for right in raised {
+            let _ = right.await;
         }
         let registry = self.clone();
         self.shared.tasks.spawn("reconcile", async move { registry.remove_orphans().await });
@@ -99,19 +106,21 @@ impl SessionRegistry {
         }
         let record = SessionRecord { session, lifecycle: Lifecycle::default(), instance: None, keys_version: 0 };
         self.shared.store.put_session(&record).await.map_err(|error| error.fault())?;
-        let handle = self.raise(record, LogInfo::default(), Birth::New);
-        handle.begun().await;
+        let (handle, raised) = self.raise(record, LogInfo::default(), Birth::New);
+        // Whoever made it sees it being created, not the stopped session that it is before its actor runs.
+        let _ = raised.await;
         Ok(handle)
     }
 
-    fn raise(&self, record: SessionRecord, info: LogInfo, birth: Birth) -> SessionHandle {
+    fn raise(&self, record: SessionRecord, info: LogInfo, birth: Birth) -> (SessionHandle, oneshot::Receiver<()>) {
         let (actor, handle) = Actor::new(Arc::clone(&self.shared), record, info);
         let id = handle.id().clone();
         if matches!(birth, Birth::Found) {
             self.shared.directory.changed(handle.view());
         }
         self.with(|sessions| sessions.insert(id.clone(), handle.clone()));
-        let task = self.shared.tasks.spawn("session", Box::pin(actor.run(birth)));
+        let (right, raised) = oneshot::channel();
+        let task = self.shared.tasks.spawn("session", Box::pin(actor.run(birth, right)));
         let registry = self.clone();
         let last = handle.clone();
         self.shared.tasks.spawn("session-watch", async move {
@@ -123,7 +132,7 @@ impl SessionRegistry {
                 Err(TaskError::Panicked(_)) => registry.raise_failed(&last),
             }
         });
-        handle
+        (handle, raised)
     }
 
     /// A session whose actor panicked becomes a failed session; the daemon and the others live on.
