@@ -432,6 +432,7 @@ async fn a_hanging_request_is_recorded_and_never_answered_until_the_server_stops
     let body = prompt(CHAT, "#hang");
     let request = Request::post(format!("{}{CHAT}", model.base_url())).body(Full::new(Bytes::from(body.to_string()))).unwrap();
     let client = Client::builder(TokioExecutor::new()).build_http();
+    #[allow(clippy::disallowed_methods, reason = "a request that is to hang, in a test without a supervisor")]
     let pending = tokio::spawn(client.request(request));
     assert!(model.wait_for_request(BOUND, |request| request.path == "/v1/chat/completions").await.is_some());
     assert!(!pending.is_finished());

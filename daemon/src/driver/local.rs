@@ -242,8 +242,11 @@ impl LocalDriver {
     fn reap(&self, instance: InstanceId, mut child: Child, exit: PathBuf) {
         let (ended, end) = watch::channel(None);
         self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(instance, end);
+        let stop = self.tasks.token().clone();
         self.tasks.spawn("local sidecar", async move {
-            let cause = child.wait().await.map_or(ExitCause::Exited { code: UNKNOWN_EXIT }, cause_of);
+            // The process outlives the daemon; what it ended with is then found out by the next one.
+            let Some(waited) = stop.run_until_cancelled(child.wait()).await else { return };
+            let cause = waited.map_or(ExitCause::Exited { code: UNKNOWN_EXIT }, cause_of);
             // Its folder may be gone with it.
             let _removed = write_record(&exit, &cause);
             ended.send_replace(Some(cause));
