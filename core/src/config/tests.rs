@@ -1,3 +1,5 @@
+//! Configurations as users write them: read, refused with every mistake, printed.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::HashMap;

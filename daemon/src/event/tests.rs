@@ -1,3 +1,5 @@
+//! Readers get each event once and in order, whatever happens to the others.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::time::Duration;

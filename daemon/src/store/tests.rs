@@ -1,3 +1,5 @@
+//! What was answered is there after any end, and records that were shipped are read for ever.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;

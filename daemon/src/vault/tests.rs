@@ -1,3 +1,5 @@
+//! Keys come out only as what they were put in, and nothing of them is in the store.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use tempfile::TempDir;

@@ -1,3 +1,5 @@
+//! What of a user's folder goes into a session, and what does not.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};

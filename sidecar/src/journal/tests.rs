@@ -1,3 +1,5 @@
+//! The journal keeps its numbers and its order through restarts, damage and slow readers.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::OpenOptions;
@@ -127,6 +129,24 @@ async fn two_sidecars_do_not_write_one_journal() {
     let folder = tempfile::tempdir().unwrap();
     let _first = Journal::open(folder.path()).unwrap();
     assert!(matches!(Journal::open(folder.path()), Err(JournalError::InUse { .. })));
+}
+
+#[tokio::test]
+async fn a_journal_of_the_first_format_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("journal")).unwrap();
+    // Two entries as they were shipped, made by hand from the description in `file`.
+    let entries = concat!(
+        "0000002a71b869a1a22e240d0000000000000001000001a20267e71b7b226b696e64223a226b6579735f75706461746564222c2270726f7669646572",
+        "73223a5b227031225d7d",
+        "0000002a686308d34f184eb50000000000000002000001a20267e71b7b226b696e64223a226b6579735f75706461746564222c2270726f7669646572",
+        "73223a5b227032225d7d",
+    );
+    let file = [b"openagent-journal/1\n", hex::decode(entries).unwrap().as_slice()].concat();
+    std::fs::write(folder.path().join("journal/00000000000000000001.log"), file).unwrap();
+    let journal = Journal::open(folder.path()).unwrap();
+    assert_eq!(drain(&mut journal.subscribe(0)).await, numbered(1..=2));
+    assert_eq!(journal.record(event(3)).await.unwrap(), 3);
 }
 
 #[tokio::test]
