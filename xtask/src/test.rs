@@ -28,7 +28,7 @@ pub fn command(paths: &Paths, filter: &[String]) -> Result<ExitCode> {
     process::shown("build the tests", compile)?;
     if everything {
         let mut lint = build::cargo_command(paths);
-        lint.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+        lint.args(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]);
         process::shown("run the lints", lint)?;
     }
 
