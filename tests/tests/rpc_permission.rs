@@ -158,114 +158,97 @@ async fn the_inbox_lists_all_sessions_and_bad_answers_leave_it_as_it_is() {
     clients.session.abort(v1::AbortRequest { session_id: one.clone() }).await.expect("the turn ends");
     one_events.until_turn_ended().await;
     assert!(pending(&mut clients, "").await.is_empty());
+    rejected(&mut clients, &one, &mut one_events).await;
     world.end().await;
 }
 
-#[tokio::test]
-async fn a_rejection_with_a_reason_is_read_by_the_agent_and_one_without_ends_the_turn() {
-    let world = World::with_keys(Driver::Local).await;
-    let mut clients = world.clients().await;
-    let (id, mut events) = clients.active(MODEL).await;
-    let request = asked(&mut clients, &id, &mut events, "#bash rm -rf everything").await;
+/// A rejection with a reason is read by the agent, which goes on; one without ends the turn.
+async fn rejected(clients: &mut Clients, id: &str, events: &mut Events) {
+    let request = asked(clients, id, events, "#bash rm -rf everything").await;
     let with_reason = v1::AnswerPermissionRequest {
         reason: "use the bin instead".to_owned(),
         by: "careful".to_owned(),
-        ..answer(&id, &request.id, v1::PermissionResponse::Reject)
+        ..answer(id, &request.id, v1::PermissionResponse::Reject)
     };
     clients.permission.answer_permission(with_reason).await.expect("it is taken");
-    let told = answered(&mut events).await;
-    assert_eq!(
-        (told.response(), told.by.as_str(), told.reason.as_str()),
-        (v1::PermissionResponse::Reject, "careful", "use the bin instead")
-    );
+    let told = answered(events).await;
+    assert_eq!((told.response(), told.by.as_str(), told.reason.as_str()), (v1::PermissionResponse::Reject, "careful", "use the bin instead"));
     assert_eq!(events.until_turn_ended().await.outcome(), v1::TurnOutcome::Completed);
     assert!(events.answer().contains("use the bin instead"), "the agent goes on and has read it: {}", events.answer());
 
     let before = events.answer();
-    let request = asked(&mut clients, &id, &mut events, "#bash rm -rf everything").await;
-    clients.permission.answer_permission(answer(&id, &request.id, v1::PermissionResponse::Reject)).await.expect("it is taken");
-    assert_eq!(answered(&mut events).await.reason, "");
+    let request = asked(clients, id, events, "#bash rm -rf everything").await;
+    clients.permission.answer_permission(answer(id, &request.id, v1::PermissionResponse::Reject)).await.expect("it is taken");
+    assert_eq!(answered(events).await.reason, "");
     events.until_turn_ended().await;
     assert_eq!(events.answer(), before, "the agent said nothing more");
     assert!(matches!(events.tools().last().and_then(|tool| tool.state.clone()), Some(v1::tool_part::State::Error(_))));
-    world.end().await;
+}
+
+/// Runs a command that nobody must be asked about.
+async fn unasked(clients: &mut Clients, id: &str, events: &mut Events, command: &str) -> String {
+    let before = events.seen.len();
+    clients.turn(id, events, &format!("#bash {command}")).await;
+    for event in &events.seen[before..] {
+        if let Some(Kind::PermissionAnswered(answer)) = &event.kind {
+            assert_eq!(answer.by, "rule", "{command}");
+        }
+    }
+    output(events)
 }
 
 #[tokio::test]
-async fn an_answer_for_the_session_holds_in_it_over_stop_and_resume_and_nowhere_else() {
-    let world = World::with_keys(Driver::Local).await;
-    let mut clients = world.clients().await;
-    let (id, mut events) = clients.active(MODEL).await;
-    let request = asked(&mut clients, &id, &mut events, "#bash echo one").await;
-    clients.permit(&id, &request.id, v1::PermissionResponse::Session).await;
-    events.until_turn_ended().await;
-    clients.turn(&id, &mut events, "#bash echo two").await;
-    assert_eq!(output(&events), "two");
-    clients.stop(&id).await;
-    clients.resume(&id).await;
-    events.until_ready().await;
-    clients.turn(&id, &mut events, "#bash echo three").await;
-    assert_eq!(output(&events), "three");
-    let questions = events.seen.iter().filter(|event| matches!(event.kind, Some(Kind::PermissionAsked(_)))).count();
-    let by_rule =
-        events.seen.iter().filter(|event| matches!(&event.kind, Some(Kind::PermissionAnswered(answer)) if answer.by == "rule")).count();
-    assert_eq!(questions - by_rule, 1, "the user was asked once");
-    assert!(rules(&mut clients).await.is_empty(), "it is no rule for every session");
-    let request = asked(&mut clients, &id, &mut events, "#bash touch other").await;
-    clients.permit(&id, &request.id, v1::PermissionResponse::Reject).await;
-    events.until_turn_ended().await;
-
-    let (other, mut other_events) = clients.active(MODEL).await;
-    let request = asked(&mut clients, &other, &mut other_events, "#bash echo elsewhere").await;
-    assert_eq!(pending(&mut clients, &other).await.len(), 1, "another session asks: {request:?}");
-    world.end().await;
-}
-
-#[tokio::test]
-async fn an_answer_for_always_holds_in_sessions_that_run_and_in_new_ones_until_it_is_forgotten() {
+async fn wider_answers_hold_in_their_session_or_everywhere_over_resumes_and_restarts_until_they_are_forgotten() {
     let mut world = World::with_keys(Driver::Local).await;
     let mut clients = world.clients().await;
     let (one, mut one_events) = clients.active(MODEL).await;
     let (two, mut two_events) = clients.active(MODEL).await;
+
     let request = asked(&mut clients, &one, &mut one_events, "#bash echo one").await;
-    clients.permit(&one, &request.id, v1::PermissionResponse::Always).await;
+    clients.permit(&one, &request.id, v1::PermissionResponse::Session).await;
     one_events.until_turn_ended().await;
+    assert_eq!(unasked(&mut clients, &one, &mut one_events, "echo two").await, "two");
+    assert!(rules(&mut clients).await.is_empty(), "it is no rule for every session");
+    let request = asked(&mut clients, &two, &mut two_events, "#bash echo elsewhere").await;
+    clients.permit(&two, &request.id, v1::PermissionResponse::Once).await;
+    two_events.until_turn_ended().await;
+
+    let request = asked(&mut clients, &two, &mut two_events, "#bash touch one").await;
+    clients.permit(&two, &request.id, v1::PermissionResponse::Always).await;
+    two_events.until_turn_ended().await;
     let remembered = rules(&mut clients).await;
-    let expected: Vec<_> =
-        request.always.iter().map(|pattern| v1::Rule { permission: "bash".to_owned(), pattern: pattern.clone() }).collect();
+    let expected: Vec<_> = request.always.iter().map(|pattern| v1::Rule { permission: "bash".to_owned(), pattern: pattern.clone() }).collect();
     assert_eq!(remembered, expected);
-    clients.turn(&two, &mut two_events, "#bash echo two").await;
-    assert_eq!(output(&two_events), "two", "a session that ran already does not wait");
-    for event in &two_events.seen {
-        if let Some(Kind::PermissionAnswered(answer)) = &event.kind {
-            assert_eq!(answer.by, "rule");
-        }
-    }
-    clients.remove(&one).await;
-    clients.remove(&two).await;
+    unasked(&mut clients, &two, &mut two_events, "touch two").await;
+    unasked(&mut clients, &one, &mut one_events, "touch two").await;
 
     world.stop().await;
     world.start().await;
     let mut clients = world.clients().await;
-    assert_eq!(rules(&mut clients).await, remembered, "it outlives the daemon and the session");
-    let (three, mut events) = clients.active(MODEL).await;
-    clients.turn(&three, &mut events, "#bash echo three").await;
-    assert_eq!(output(&events), "three");
+    assert_eq!(rules(&mut clients).await, remembered, "it outlives the daemon");
+    clients.stop(&one).await;
+    clients.resume(&one).await;
+    let mut one_events = clients.follow_after(&one, clients.clone().get(&one).await.last_seq).await;
+    clients.prompt(&one, "#plain").await;
+    one_events.until_turn_ended().await;
+    assert_eq!(unasked(&mut clients, &one, &mut one_events, "echo three").await, "three", "resuming narrows nothing");
+    unasked(&mut clients, &one, &mut one_events, "touch three").await;
 
     let unknown = v1::Rule { permission: "bash".to_owned(), pattern: "no such".to_owned() };
     let outcome = clients.permission.remove_rule(v1::RemoveRuleRequest { rule: Some(unknown) }).await;
     assert!(refused(outcome, Code::NotFound, "NOT_FOUND").hint.contains("openagent rules ls"));
     refused(clients.permission.remove_rule(v1::RemoveRuleRequest { rule: None }).await, Code::InvalidArgument, "INVALID");
     for rule in remembered {
-        let again = v1::RemoveRuleRequest { rule: Some(rule) };
-        clients.permission.remove_rule(again.clone()).await.expect("it is forgotten");
-        refused(clients.permission.remove_rule(again).await, Code::NotFound, "NOT_FOUND");
+        let forget = v1::RemoveRuleRequest { rule: Some(rule) };
+        clients.permission.remove_rule(forget.clone()).await.expect("it is forgotten");
+        refused(clients.permission.remove_rule(forget).await, Code::NotFound, "NOT_FOUND");
     }
     assert!(rules(&mut clients).await.is_empty());
-    clients.stop(&three).await;
-    clients.resume(&three).await;
-    events.until_ready().await;
-    asked(&mut clients, &three, &mut events, "#bash echo four").await;
+    // Also the session in which it was answered: it was an answer for every session and not for this one.
+    clients.stop(&two).await;
+    clients.resume(&two).await;
+    let mut two_events = clients.follow_after(&two, clients.clone().get(&two).await.last_seq).await;
+    asked(&mut clients, &two, &mut two_events, "#bash touch three").await;
     assert_eq!(pending(&mut clients, "").await.len(), 1, "a resumed session asks again");
     world.end().await;
 }
