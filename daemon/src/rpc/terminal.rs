@@ -49,7 +49,12 @@ fn terminal(info: wire::TerminalInfo) -> v1::Terminal {
 #[allow(clippy::needless_pass_by_value, reason = "an error mapper for map_err")]
 fn failed(error: SidecarError) -> Status {
     status(&match &error {
-        SidecarError::Refused { code, message, .. } if code == "NOT_FOUND" => Fault::new("NOT_FOUND", message.clone(), ""),
+        SidecarError::Refused { code, message, .. } if code == "NOT_FOUND" => {
+            Fault::new("NOT_FOUND", message.clone(), "open a new one: openagent term ID")
+        }
+        SidecarError::Refused { code, message, .. } if code == "RESOURCE_EXHAUSTED" => {
+            Fault::new("RESOURCE_EXHAUSTED", message.clone(), "end one of them first, by exit in its shell")
+        }
         _ => error.fault(),
     })
 }
