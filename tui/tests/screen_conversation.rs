@@ -134,6 +134,19 @@ fn diffs_keep_their_signs() {
 }
 
 #[test]
+fn only_a_heading_that_repeats_the_files_name_is_left_out_of_a_diff() {
+    for (shown, first) in
+        [("Index: a\n===\n--- a\n+++ a\n", "--- a"), ("Index: a\nno rule\n", "Index: a"), ("@@ -1 +1 @@\n-Index: a\n", "@@ -1 +1 @@")]
+    {
+        let mut body = edit();
+        let PartBody::Tool { state: ToolState::Completed { diff, .. }, .. } = &mut body else { panic!("{body:?}") };
+        *diff = Some(shown.to_owned());
+        let rows = all(&mut folded(assistant(vec![part(1, "m", "p", body)])));
+        assert_eq!(rows[1], format!("  │ {first}"), "{rows:?}");
+    }
+}
+
+#[test]
 fn errors_carry_their_hint_on_a_line_of_its_own_and_are_told_once() {
     let mut conversation = folded(vec![
         EventKind::AgentError { name: "APIError".into(), message: "bad key".into(), status_code: Some(401), hint: Some("press K".into()) },

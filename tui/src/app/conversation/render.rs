@@ -39,10 +39,19 @@ pub fn rows_of(entry: &Entry, width: usize, theme: Theme) -> Vec<Line<'static>> 
     pen.rows
 }
 
+/// A diff without the two heading rows that some programs put before the unified form: they only repeat the file's name.
+fn unified(diff: &str) -> &str {
+    let rest = || {
+        let (rule, rest) = diff.strip_prefix("Index: ")?.split_once('\n')?.1.split_once('\n')?;
+        (!rule.is_empty() && rule.bytes().all(|byte| byte == b'=')).then_some(rest)
+    };
+    rest().unwrap_or(diff)
+}
+
 /// A unified diff as rows; signs are kept, colour is added.
 #[must_use]
 pub fn diff_rows(diff: &str, width: usize, theme: Theme, prefix: &Span<'static>) -> Vec<Line<'static>> {
-    harmless(diff)
+    harmless(unified(diff))
         .trim_end_matches('\n')
         .split('\n')
         .flat_map(|line| {
