@@ -2,4 +2,5 @@
 
 pub mod harness;
 pub mod model;
+pub mod screenshot;
 pub mod stories;

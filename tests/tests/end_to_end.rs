@@ -1,16 +1,12 @@
 //! The whole program as a person uses it: the real `openagent` in a real terminal, from nothing to a quit.
 
 use std::io::Read;
-use std::time::Duration;
 
-use openagent_tests::harness::pty::{CTRL_BRACKET, CTRL_C, ENTER, ESC, Pty, TAB};
+use openagent_tests::harness::pty::{CTRL_BRACKET, CTRL_C, ENTER, ESC, Pty, READING, TAB};
 use openagent_tests::harness::{CANARY, Driver, World};
 
 /// A part of the key that no screen may show.
 const CANARY_PART: &str = "sk-canary";
-
-/// Longer than the interface protects a request from keys that were meant for something else.
-const READING: Duration = Duration::from_millis(400);
 
 fn open(world: &World, columns: u16, rows: u16) -> Pty {
     let mut screen = Pty::spawn(world.command("openagent"), columns, rows);

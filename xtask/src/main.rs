@@ -1,4 +1,4 @@
-//! The commands every developer, CI and new user uses: `cargo xtask setup|image|run|test|bench`.
+//! The commands every developer, CI and new user uses: `cargo xtask setup|image|run|screenshot|test|bench`.
 //!
 //! Each command starts with the same set-up, so that one line works on a fresh machine, and is idempotent: what is
 //! there and right is left alone. Everything it makes lies under `target/`, in the user's data folder, or in the engine.
@@ -14,6 +14,7 @@ mod opencode;
 mod paths;
 mod process;
 mod run;
+mod screenshot;
 mod setup;
 mod term;
 mod test;
@@ -55,6 +56,8 @@ enum Command {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Set up, build, and take the picture of the terminal user interface that the README shows
+    Screenshot,
     /// Set up, build, and run every test, with the formatter and the lints
     Test {
         /// Run only tests whose name contains one of these (skips formatter and lints)
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::setup(&paths, Need::Everything).map(|_| ExitCode::SUCCESS),
         Command::Image { profile, fresh } => image::command(&paths, profile, fresh).map(|()| ExitCode::SUCCESS),
         Command::Run { profile, args } => run::command(&paths, profile, &args),
+        Command::Screenshot => screenshot::command(&paths).map(|()| ExitCode::SUCCESS),
         Command::Test { filter } => test::command(&paths, &filter),
         Command::Bench { args } => bench::command(&paths, &args),
     });

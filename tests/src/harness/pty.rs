@@ -26,6 +26,9 @@ pub const CTRL_BRACKET: &str = "\x1d";
 /// What `Ctrl+C` sends.
 pub const CTRL_C: &str = "\x03";
 
+/// Time to read a request, longer than the interface protects it from keys that were meant for something else.
+pub const READING: Duration = Duration::from_millis(400);
+
 /// Smallest number of columns and rows; the emulator fails on fewer.
 const SIZE_MIN: u16 = 2;
 
