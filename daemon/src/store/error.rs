@@ -97,7 +97,7 @@ impl StoreError {
             }
             Self::Corrupt { path, .. } => (
                 "STORE_CORRUPT",
-                format!("nothing was changed; restore {0} from a backup, or move it away to start afresh", path.display()),
+                format!("restore {} from a backup, or move it away to start afresh", path.display()),
             ),
             Self::Io { .. } | Self::Broken => {
                 ("STORE_FAILED", "look for a full or failing disk, then restart: openagent daemon stop".to_owned())

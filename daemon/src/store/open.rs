@@ -1,10 +1,11 @@
 //! Opening: who may, what is cleaned up first, and what is refused.
 //!
 //! sled leaves `snap.*.generating` behind when it is killed while opening, and then takes it for a damaged snapshot; so those are deleted
-//! first, under a lock of our own, because a running daemon may just be writing one. sled can panic on damaged files; that is caught.
+//! first, under a lock of our own, because a running daemon may just be writing one. sled can panic on damaged files; that is caught. It takes a
+//! log whose beginning it cannot read for a new one; so the lock's file remembers that there was a store, and an empty one is then refused.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ use super::record::{self, Name, Table};
 
 /// Format of the store as a whole; the one other than which is refused.
 const FORMAT: u64 = 1;
+
+/// What the lock's file holds once the store was made.
+const MADE: &[u8] = b"a store is here\n";
 
 /// sled's memory for pages; an idle daemon is to stay small, and readers of recent events do not come here.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -37,10 +41,14 @@ pub(super) struct Opened {
 
 pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
     make_folder(path)?;
-    let lock = lock(path)?;
+    let mut lock = lock(path)?;
     remove_unfinished_snapshots(path)?;
+    let was_there = lock.metadata().map_err(|e| StoreError::io("look at its lock", e))?.len() > 0;
     let db = open_sled(path)?;
-    check_format(path, &db)?;
+    check_format(path, &db, was_there)?;
+    if !was_there {
+        lock.write_all(MADE).and_then(|()| lock.sync_all()).map_err(|e| StoreError::io("note that it was made", e))?;
+    }
     let data = File::open(path.join("db")).map_err(|e| StoreError::io("open its data file", e))?;
     data.sync_data().map_err(|e| StoreError::io("make its data file durable", e))?;
     // Written when the store is made, and not made durable by sled either.
@@ -114,7 +122,7 @@ fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput)
 }
 
-fn check_format(path: &Path, db: &Db) -> Result<(), StoreError> {
+fn check_format(path: &Path, db: &Db, was_there: bool) -> Result<(), StoreError> {
     let corrupt = |what: &str| StoreError::Corrupt { path: path.to_owned(), what: what.to_owned() };
     let name = Name::new(Table::Meta, &[b"format"]);
     let check = AssertUnwindSafe(|| {
@@ -135,6 +143,7 @@ fn check_format(path: &Path, db: &Db) -> Result<(), StoreError> {
             found if found > FORMAT => Err(StoreError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
             _ => Err(corrupt("its format record makes no sense")),
         },
+        None if is_empty && was_there => Err(corrupt("its records are gone")),
         None if is_empty => write_format(db, FORMAT),
         None => Err(corrupt("it holds records but no format")),
     }
