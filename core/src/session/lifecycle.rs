@@ -152,6 +152,11 @@ fn settling() -> Reply {
     Reply::Denied(Fault::new("SESSION_SETTLING", SETTLING, "try again in a moment"))
 }
 
+fn in_error(fault: &Fault) -> Fault {
+    let hint = if fault.hint.is_empty() { "try to resume it: openagent resume ID" } else { &fault.hint };
+    Fault::new("SESSION_FAILED", format!("the session has failed: {}", fault.message), hint)
+}
+
 impl Lifecycle {
     /// The state.
     #[must_use]
@@ -220,7 +225,8 @@ impl Lifecycle {
                 self.state = State::Active { instance: instance.clone() };
                 (Reply::Accepted, vec![Effect::Show])
             }
-            (State::Unwinding { .. } | State::Removed, Input::Start(_) | Input::Prompted) => (settling(), vec![]),
+            (State::Unwinding { .. } | State::Removed, Input::Start(_))
+            | (State::Unwinding { rest: Rest::Stopped | Rest::Removed, .. } | State::Removed, Input::Prompted) => (settling(), vec![]),
 
             (State::Starting { instance, step }, Input::StepDone(of, done)) if *instance == of && *step == done => self.climb(done),
             (State::Starting { instance, step }, Input::StepFailed(of, at, fault)) if *instance == of && *step == at => {
@@ -242,14 +248,9 @@ impl Lifecycle {
             (State::Stopped, Input::Prompted) => {
                 (Reply::Denied(Fault::new("SESSION_STOPPED", "the session is stopped", "resume it first: openagent resume ID")), vec![])
             }
-            (State::Failed { fault }, Input::Prompted) => (
-                Reply::Denied(Fault::new(
-                    "SESSION_FAILED",
-                    format!("the session is in error: {}", fault.message),
-                    if fault.hint.is_empty() { "try to resume it: openagent resume ID" } else { &fault.hint },
-                )),
-                vec![],
-            ),
+            (State::Failed { fault } | State::Unwinding { rest: Rest::Failed { fault }, .. }, Input::Prompted) => {
+                (Reply::Denied(in_error(fault)), vec![])
+            }
 
             (State::Active { instance }, Input::IdleTimeout) => {
                 self.state = State::Idle { instance: instance.clone() };

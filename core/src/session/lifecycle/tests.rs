@@ -201,3 +201,15 @@ proptest! {
         prop_assert!(settled);
     }
 }
+
+#[test]
+fn a_prompt_learns_why_the_session_failed_while_it_is_still_being_cleaned_up() {
+    let missing = Fault::new("IMAGE_MISSING", "no image", "build it");
+    let mut life = after(climbed_to(Step::Image), [Input::StepFailed(instance(1), Step::Image, missing)]);
+    for _ in 0..2 {
+        let (Reply::Denied(fault), effects) = life.apply(Input::Prompted) else { panic!("a failed session takes no prompt") };
+        let expected = Fault::new("SESSION_FAILED", "the session has failed: no image", "build it");
+        assert_eq!((fault, effects.len()), (expected, 0));
+        life.apply(Input::Unwound);
+    }
+}
