@@ -93,7 +93,7 @@ impl Sessions {
             Err(fault) => mistakes.push(fault.message),
         }
         if !mistakes.is_empty() {
-            return Err(Fault::new("INVALID", mistakes.join("; "), ""));
+            return Err(Fault::new("INVALID", mistakes.join("; "), "see what is possible: openagent new --help"));
         }
         if let Some(fault) = unusable {
             return Err(fault);

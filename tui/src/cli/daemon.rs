@@ -104,18 +104,19 @@ pub(super) fn print_config() -> Done {
     let place = single_line(&path.display().to_string());
     let text = match std::fs::metadata(&path) {
         Ok(file) if file.len() > CONFIG_MAX_BYTES as u64 => {
-            return Err(ClientError::new(Kind::Invalid, format!("{place} is longer than 1 MiB"), "").into());
+            return Err(ClientError::new(Kind::Invalid, format!("{place} is longer than 1 MiB"), "shorten it, or move it away").into());
         }
         _ => match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(ClientError::new(Kind::Failed, format!("{place} cannot be read: {error}"), "").into()),
+            Err(error) => return Err(ClientError::new(Kind::Failed, format!("{place} cannot be read: {error}"), "make it readable, or move it away").into()),
         },
     };
     let origin = if text.is_some() { "read from" } else { "defaults; there is no" };
     let mistakes = |mistakes: Vec<ConfigError>| {
         let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-        ClientError::new(Kind::Invalid, format!("mistakes in the configuration ({place}):\n{}", lines.join("\n")), "")
+        let message = format!("mistakes in the configuration ({place}):\n{}", lines.join("\n"));
+        ClientError::new(Kind::Invalid, message, "mend every line above")
     };
     let mut config = Config::parse(text.as_deref().unwrap_or_default()).map_err(mistakes)?;
     config.overlay(|name| std::env::var(name).ok()).map_err(mistakes)?;

@@ -76,6 +76,9 @@ pub struct ClientError {
     pub hint: String,
 }
 
+/// Reasons that mean that what the request names does not exist, whatever code they came with.
+const UNKNOWN_REASONS: [&str; 2] = ["MODEL_UNKNOWN", "PROVIDER_UNKNOWN"];
+
 /// Reasons that mean a missing or refused key, whatever code they came with.
 const KEY_REASONS: [&str; 2] = ["KEY_MISSING", "KEY_UNREADABLE"];
 
@@ -127,6 +130,7 @@ impl From<tonic::Status> for ClientError {
         let kind = match status.code() {
             _ if KEY_REASONS.contains(&reason.as_str()) => Kind::Auth,
             _ if reason == STOPPING_REASON => Kind::Unreachable,
+            _ if UNKNOWN_REASONS.contains(&reason.as_str()) => Kind::NotFound,
             Code::NotFound => Kind::NotFound,
             Code::InvalidArgument | Code::OutOfRange => Kind::Invalid,
             Code::Unauthenticated | Code::PermissionDenied => Kind::Auth,
@@ -169,6 +173,7 @@ mod tests {
         let table = [
             (Code::NotFound, "SESSION_UNKNOWN", 3),
             (Code::InvalidArgument, "INVALID", 2),
+            (Code::InvalidArgument, "PROVIDER_UNKNOWN", 3),
             (Code::OutOfRange, "CURSOR", 2),
             (Code::FailedPrecondition, "STOPPED", 1),
             (Code::FailedPrecondition, "KEY_MISSING", 4),
