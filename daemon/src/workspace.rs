@@ -312,6 +312,11 @@ impl<W: Write> Archive<W> {
                 Some(source) => Err(unreadable(source)),
                 None => appended.map_err(SeedError::NotTaken),
             }
+        } else if self.ownership.is_none() {
+            // A pipe, a socket or a device: its name alone, so that whoever reads the archive can say that it is missing. Tar knows no sockets.
+            self.count(0)?;
+            let mut header = self.header(tar::EntryType::Fifo, &metadata, 0);
+            self.tar.append_data(&mut header, &name, io::empty()).map_err(SeedError::NotTaken)
         } else {
             Ok(())
         }

@@ -37,7 +37,7 @@ impl Needles {
             // Its last letters are hexadecimal digits, which look alike in both alphabets.
             padded.extend_from_slice(&core.as_bytes()[core.len() - 18..]);
             let text = STANDARD_NO_PAD.encode(padded);
-            text[4 * usize::from(skip > 0)..text.len() - text.len() % 4].as_bytes().to_vec()
+            text.as_bytes()[4 * usize::from(skip > 0)..text.len() - text.len() % 4].to_vec()
         };
         let url: String = core
             .bytes()
