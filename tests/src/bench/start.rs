@@ -1,8 +1,11 @@
 //! Create to accepted prompt: the time from "I want a session" to "the agent has my prompt".
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use openagent_proto::v1;
+use openagent_proto::v1::event::Kind;
 use openagent_tests::harness::{CANARY, Clients, Driver, World};
 
 use crate::raw;
@@ -12,6 +15,12 @@ const NOTE: &str = "Create to accepted prompt: ours is the CreateSession call un
     same OpenCode with the same environment, configuration and prepared repository, from its start (`sh`) or the creation of its container until \
     `prompt_async` answers 204; readiness is its own line on standard output on both sides. Both are cold: no pool, a new home, the image on the \
     disk. One start of each side before the measured ones is not counted.";
+
+/// The steps in which a session starts.
+const ORDER: [&str; 8] = ["image", "volume", "create", "workspace", "start", "register", "keys", "agent"];
+
+/// What each step took, by its name.
+type Steps = HashMap<String, Vec<f64>>;
 
 /// In containers.
 pub async fn docker(rounds: u32, report: &mut Report) -> Result<()> {
@@ -53,25 +62,45 @@ async fn compare(
     let world = World::started(driver).await;
     let mut clients = world.clients().await;
     clients.set_key("scripted", CANARY).await;
-    let (mut ours, mut theirs) = (vec![], vec![]);
+    let (mut ours, mut theirs, mut steps) = (vec![], vec![], Steps::default());
     for round in 0..=rounds {
-        let pair = (start(&mut clients).await, raw(&world).await.with_context(|| format!("{what}: the baseline"))?);
-        eprintln!("  round {round}: ours {:.2} s, raw {:.2} s", pair.0.as_secs_f64(), pair.1.as_secs_f64());
+        let (own, of_steps) = start(&mut clients).await;
+        let other = raw(&world).await.with_context(|| format!("{what}: the baseline"))?;
+        eprintln!("  round {round}: ours {:.2} s, raw {:.2} s", own.as_secs_f64(), other.as_secs_f64());
         if round > 0 {
-            ours.push(pair.0.as_secs_f64());
-            theirs.push(pair.1.as_secs_f64());
+            ours.push(own.as_secs_f64());
+            theirs.push(other.as_secs_f64());
+            for (step, millis) in of_steps {
+                steps.entry(step).or_default().push(millis);
+            }
         }
     }
     world.end().await;
+    let parts: Vec<String> = ORDER
+        .iter()
+        .filter_map(|step| Some((step, Series::new(steps.remove(*step)?))))
+        .map(|(step, series)| format!("{step} {:.0}", series.median()))
+        .collect();
+    report.note(&format!("Medians of the steps of \"{what}\" in milliseconds: {}; the prompt itself is the rest.", parts.join(", ")));
     report.compare(what, &Series::new(ours), &Series::new(theirs), "s");
     Ok(())
 }
 
-async fn start(clients: &mut Clients) -> Duration {
+async fn start(clients: &mut Clients) -> (Duration, Vec<(String, f64)>) {
     let began = Instant::now();
     let session = clients.create("scripted/scripted-large").await;
     clients.prompt(&session.id, "#plain").await;
     let taken = began.elapsed();
+    let history = clients.history(&session.id).await;
     clients.remove(&session.id).await;
-    taken
+    (taken, history.iter().filter_map(step).collect())
+}
+
+/// A step that was done, and how long it took in milliseconds.
+#[allow(clippy::cast_precision_loss, reason = "a duration in milliseconds")]
+fn step(event: &v1::Event) -> Option<(String, f64)> {
+    match event.kind.as_ref()? {
+        Kind::Step(v1::StepEvent { step, outcome: Some(v1::step_event::Outcome::Done(done)) }) => Some((step.clone(), done.millis as f64)),
+        _ => None,
+    }
 }
