@@ -126,6 +126,9 @@ impl<'a> Everywhere<'a> {
         let files = self.container.search(AGENT, needles, &["files", "/workspace"]).await.finds;
         let as_root = self.inspector.search(needles, &["proc"]).await.finds;
         let root_files = self.inspector.search(needles, &["files", "/workspace"]).await.finds;
+        let kept = self.world.path("state/planted");
+        std::fs::write(&kept, format!("{{\"key\":\"{key}\"}}")).expect("the folder is ours");
+        assert_eq!(needles.search_folder(&self.world.path("")).0, [format!("plain in {}", kept.display())]);
         for finds in [&processes, &as_root] {
             for place in ["/environ", "/mem"] {
                 assert!(finds.iter().any(|find| find.contains("base64-") && find.ends_with(place)), "{place} in {finds:?}");
