@@ -80,6 +80,8 @@ pub enum Rest {
         /// What failed.
         fault: Fault,
     },
+    /// To nothing, as soon as the rest of it is undone, too: it was asked for while something else was being undone.
+    RemovedNext,
     /// To nothing.
     Removed,
 }
@@ -226,7 +228,9 @@ impl Lifecycle {
                 (Reply::Accepted, vec![Effect::Show])
             }
             (State::Unwinding { .. } | State::Removed, Input::Start(_))
-            | (State::Unwinding { rest: Rest::Stopped | Rest::Removed, .. } | State::Removed, Input::Prompted) => (settling(), vec![]),
+            | (State::Unwinding { rest: Rest::Stopped | Rest::RemovedNext | Rest::Removed, .. } | State::Removed, Input::Prompted) => {
+                (settling(), vec![])
+            }
 
             (State::Starting { instance, step }, Input::StepDone(of, done)) if *instance == of && *step == done => self.climb(done),
             (State::Starting { instance, step }, Input::StepFailed(of, at, fault)) if *instance == of && *step == at => {
@@ -274,9 +278,10 @@ impl Lifecycle {
                 self.state = State::Stopped;
                 (Reply::Accepted, vec![Effect::Show])
             }
-            (State::Stopped | State::Unwinding { rest: Rest::Stopped | Rest::Removed, .. } | State::Removed, Input::Stop) => {
-                (Reply::AlreadySo, vec![])
-            }
+            (
+                State::Stopped | State::Unwinding { rest: Rest::Stopped | Rest::RemovedNext | Rest::Removed, .. } | State::Removed,
+                Input::Stop,
+            ) => (Reply::AlreadySo, vec![]),
             (State::Unwinding { rest: Rest::Failed { .. }, .. }, Input::Stop) => {
                 self.state = State::Unwinding { shown, rest: Rest::Stopped };
                 (Reply::Accepted, vec![])
@@ -288,8 +293,13 @@ impl Lifecycle {
                 undo.push(Step::Volume);
                 self.unwind(shown, undo, Rest::Removed)
             }
-            (State::Unwinding { rest: Rest::Removed, .. } | State::Removed, Input::Remove) => (Reply::AlreadySo, vec![]),
-            (State::Unwinding { .. }, Input::Remove) => (settling(), vec![]),
+            (State::Unwinding { rest: Rest::RemovedNext | Rest::Removed, .. } | State::Removed, Input::Remove) => {
+                (Reply::AlreadySo, vec![])
+            }
+            (State::Unwinding { rest: Rest::Stopped | Rest::Failed { .. }, .. }, Input::Remove) => {
+                self.state = State::Unwinding { shown, rest: Rest::RemovedNext };
+                (Reply::Accepted, vec![])
+            }
 
             (State::Starting { instance, .. } | State::Active { instance } | State::Idle { instance }, Input::InstanceEnded(of, fault))
                 if *instance == of =>
@@ -308,11 +318,12 @@ impl Lifecycle {
                 Input::InstanceEnded(..),
             ) => (Reply::Ignored(OTHER_INSTANCE), vec![]),
 
+            (State::Unwinding { rest: Rest::RemovedNext, .. }, Input::Unwound) => self.unwind(shown, vec![Step::Volume], Rest::Removed),
             (State::Unwinding { rest, .. }, Input::Unwound) => {
                 self.state = match rest.clone() {
                     Rest::Stopped => State::Stopped,
                     Rest::Failed { fault } => State::Failed { fault },
-                    Rest::Removed => State::Removed,
+                    Rest::RemovedNext | Rest::Removed => State::Removed,
                 };
                 (Reply::Accepted, vec![Effect::Show])
             }

@@ -16,7 +16,7 @@ use openagent_core::id::{InstanceId, RequestId};
 use openagent_core::instance::{ExitCause, Instance};
 use openagent_core::permission::{PermissionResponse, PermissionRule};
 use openagent_core::secret::Secret;
-use openagent_core::session::lifecycle::{Effect, Input as LifecycleInput, Reply, State};
+use openagent_core::session::lifecycle::{Effect, Input as LifecycleInput, Reply, Rest, State};
 use openagent_core::session::{Fault, Status, Step, TITLE_MAX_CHARS};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -219,7 +219,7 @@ impl Actor {
             }
             State::Unwinding { rest, .. } => {
                 let mut steps = vec![Step::Start, Step::Create];
-                let removed = rest == openagent_core::session::lifecycle::Rest::Removed;
+                let removed = matches!(rest, Rest::RemovedNext | Rest::Removed);
                 if removed || !self.record.lifecycle.workspace_ready() {
                     steps.push(Step::Volume);
                 }

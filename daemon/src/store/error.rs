@@ -95,10 +95,9 @@ impl StoreError {
             Self::NewerFormat { path, .. } => {
                 ("STORE_NEWER", format!("install the newer version of OpenAgent again, or move {} away to start afresh", path.display()))
             }
-            Self::Corrupt { path, .. } => (
-                "STORE_CORRUPT",
-                format!("restore {} from a backup, or move it away to start afresh", path.display()),
-            ),
+            Self::Corrupt { path, .. } => {
+                ("STORE_CORRUPT", format!("restore {} from a backup, or move it away to start afresh", path.display()))
+            }
             Self::Io { .. } | Self::Broken => {
                 ("STORE_FAILED", "look for a full or failing disk, then restart: openagent daemon stop".to_owned())
             }

@@ -46,15 +46,16 @@ pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
     let was_there = lock.metadata().map_err(|e| StoreError::io("look at its lock", e))?.len() > 0;
     let db = open_sled(path)?;
     check_format(path, &db, was_there)?;
-    if !was_there {
-        lock.write_all(MADE).and_then(|()| lock.sync_all()).map_err(|e| StoreError::io("note that it was made", e))?;
-    }
     let data = File::open(path.join("db")).map_err(|e| StoreError::io("open its data file", e))?;
     data.sync_data().map_err(|e| StoreError::io("make its data file durable", e))?;
     // Written when the store is made, and not made durable by sled either.
     File::open(path.join("conf")).and_then(|conf| conf.sync_all()).map_err(|e| StoreError::io("make its settings durable", e))?;
     for folder in [Some(path), path.parent()].into_iter().flatten() {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| StoreError::io("make its folder durable", e))?;
+    }
+    // Last: what says that there is a store must not be durable before the store is.
+    if !was_there {
+        lock.write_all(MADE).and_then(|()| lock.sync_all()).map_err(|e| StoreError::io("note that it was made", e))?;
     }
     Ok(Opened { db, data, lock })
 }

@@ -194,7 +194,8 @@ proptest! {
                 prop_assert_eq!(&life, &before);
             }
         }
-        if let State::Unwinding { .. } = life.state() {
+        // Twice: a removal that was asked for meanwhile has more to undo.
+        for _ in 0..2 {
             life.apply(Input::Unwound);
         }
         let settled = !matches!(life.state(), State::Unwinding { .. });
@@ -212,4 +213,14 @@ fn a_prompt_learns_why_the_session_failed_while_it_is_still_being_cleaned_up() {
         assert_eq!((fault, effects.len()), (expected, 0));
         life.apply(Input::Unwound);
     }
+}
+
+#[test]
+fn a_removal_during_a_stop_waits_for_it_and_takes_the_volume() {
+    let mut life = after(active(), [Input::Stop]);
+    assert_eq!(life.apply(Input::Remove), (Reply::Accepted, vec![]));
+    let (_, effects) = life.apply(Input::Unwound);
+    assert_eq!(effects, [Effect::Unwind(None, vec![Step::Volume])]);
+    life.apply(Input::Unwound);
+    assert_eq!(*life.state(), State::Removed);
 }
