@@ -32,8 +32,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use crossterm::event::{DisableBracketedPaste, DisableMouseCapture, EnableBracketedPaste, EnableMouseCapture, Event, EventStream};
-use crossterm::execute;
-use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
+use crossterm::terminal::{
+    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
+use crossterm::{execute, queue};
 use futures::StreamExt;
 use openagent_core::time::Timestamp;
 use ratatui::Terminal;
@@ -79,7 +81,14 @@ struct Screen {
 
 fn give_back() {
     // Nothing can be done about a terminal that is gone.
-    let _ = execute!(stdout(), DisableMouseCapture, DisableBracketedPaste, LeaveAlternateScreen, crossterm::cursor::Show);
+    let _ = execute!(
+        stdout(),
+        EndSynchronizedUpdate,
+        DisableMouseCapture,
+        DisableBracketedPaste,
+        LeaveAlternateScreen,
+        crossterm::cursor::Show
+    );
     let _ = disable_raw_mode();
 }
 
@@ -97,6 +106,15 @@ impl Screen {
         }
         let terminal = Terminal::new(CrosstermBackend::new(stdout())).inspect_err(|_| give_back())?;
         Ok(Self { terminal })
+    }
+}
+
+impl Screen {
+    /// Draws a frame, which the terminal shows as a whole: it is longer than what is written at once.
+    fn draw(&mut self, state: &State) -> std::io::Result<()> {
+        queue!(self.terminal.backend_mut(), BeginSynchronizedUpdate)?;
+        self.terminal.draw(|frame| view::view(state, frame))?;
+        execute!(self.terminal.backend_mut(), EndSynchronizedUpdate)
     }
 }
 
@@ -172,7 +190,7 @@ pub async fn run(client: Client, options: Options) -> anyhow::Result<()> {
         anyhow::ensure!(!runner.reap(), "a task of the interface failed; please report the message above");
         if dirty && Instant::now() >= next_frame {
             take(&mut state, &mut runner, Input::Frame)?;
-            screen.terminal.draw(|frame| view::view(&state, frame)).context("cannot draw")?;
+            screen.draw(&state).context("cannot draw")?;
             next_frame = Instant::now() + FRAME;
             dirty = false;
         }

@@ -1,8 +1,8 @@
 //! A program in a pseudo-terminal of its own, seen as a person sees it: what it prints goes through a terminal emulator, keys go the other way.
 //!
 //! [`Pty`] owns the program, its terminal and the emulator. Output is taken in only while something is waited for, so that a test sees every state
-//! in order; each state is checked for words that must never be seen ([`Pty::forbid`]). Every wait names what it waits for and has a bound; when it
-//! is not met, the panic shows the screen.
+//! in order, and only whole frames where the program marks them (synchronized updates); each is checked for words that must never be seen
+//! ([`Pty::forbid`]). Every wait names what it waits for and has a bound; when it is not met, the panic shows the screen.
 
 use std::num::NonZeroU16;
 use std::process::{Command, ExitStatus};
@@ -19,8 +19,6 @@ pub const ENTER: &str = "\r";
 pub const ESC: &str = "\x1b";
 /// What the Tab key sends.
 pub const TAB: &str = "\t";
-/// What the down arrow sends.
-pub const DOWN: &str = "\x1b[B";
 /// What `Ctrl+]` sends.
 pub const CTRL_BRACKET: &str = "\x1d";
 /// What `Ctrl+C` sends.
@@ -41,8 +39,15 @@ pub struct Pty {
     child: tokio::process::Child,
     parser: vt100::Parser,
     forbidden: Vec<String>,
+    /// The last bytes, where a mark may have begun.
+    tail: Vec<u8>,
+    /// A frame has begun and not ended.
+    in_frame: bool,
     closed: bool,
 }
+
+/// What begins and what ends a frame.
+const FRAME_MARKS: [&[u8]; 2] = [b"\x1b[?2026h", b"\x1b[?2026l"];
 
 fn cells(count: u16) -> NonZeroU16 {
     NonZeroU16::new(count.max(SIZE_MIN)).expect("it is two at least")
@@ -61,7 +66,7 @@ impl Pty {
         let child = command.spawn(pts).expect("the program is staged: cargo xtask test does that");
         #[allow(clippy::disallowed_methods, reason = "sizes are clamped")]
         let parser = vt100::Parser::new(cells(rows), cells(columns), 0);
-        Self { pty, child, parser, forbidden: Vec::new(), closed: false }
+        Self { pty, child, parser, forbidden: Vec::new(), tail: Vec::new(), in_frame: false, closed: false }
     }
 
     /// From now on the test fails when `word` is ever on the screen.
@@ -114,7 +119,7 @@ impl Pty {
     /// When it does not come.
     pub async fn wait_for_screen(&mut self, what: &str, wanted: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        while !wanted(&self.text()) {
+        while self.in_frame || !wanted(&self.text()) {
             assert!(!self.closed, "the program ended before {what}; {self}");
             assert!(self.take_in(deadline).await, "there is no {what}; {self}");
         }
@@ -148,6 +153,7 @@ impl Pty {
         match timeout_at(deadline, self.pty.read(&mut buffer)).await {
             Ok(Ok(count @ 1..)) => {
                 self.parser.process(&buffer[..count]);
+                self.look_for_marks(&buffer[..count]);
                 let text = self.text();
                 if let Some(word) = self.forbidden.iter().find(|word| text.contains(word.as_str())) {
                     panic!("{word:?} is seen; {self}");
@@ -158,6 +164,16 @@ impl Pty {
             Err(_) => return false,
         }
         true
+    }
+
+    fn look_for_marks(&mut self, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+        let [begin, end] = FRAME_MARKS.map(|mark| memchr::memmem::rfind(&self.tail, mark));
+        if begin.is_some() || end.is_some() {
+            self.in_frame = begin > end;
+        }
+        let kept = self.tail.len().min(FRAME_MARKS[0].len() - 1);
+        self.tail.drain(..self.tail.len() - kept);
     }
 
     /// Takes in output for this long: what a person sees who waits.

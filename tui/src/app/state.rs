@@ -181,6 +181,7 @@ pub fn activity_word(session: &SessionView) -> String {
         (Some(Status::Idle), _) => "idle".to_owned(),
         (Some(Status::Stopped), _) => "stopped".to_owned(),
         (Some(Status::Error), _) => "error".to_owned(),
+        (_, Activity::Quiet) if !session.step.is_empty() => format!("starting: {}", session.step),
         (_, Activity::Quiet) => "quiet".to_owned(),
         (_, Activity::Working) => "working".to_owned(),
         (_, Activity::Blocked { permissions, questions }) => match permissions + questions {
