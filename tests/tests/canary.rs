@@ -214,7 +214,7 @@ async fn a_key_on_the_host_route_is_in_the_vault_and_at_the_provider_only() {
     everywhere.must_not_be_told(&next_needles).await;
 
     everywhere.a_planted_copy_is_found(&key, &needles).await;
-    everywhere.inspector.end().await;
+    drop(everywhere);
     world.end().await;
 }
 
@@ -273,6 +273,6 @@ async fn a_key_on_the_direct_route_is_in_the_sidecars_memory_only() {
     assert_eq!(keys_seen_inside(&everywhere.container).await.last(), Some(&next), "the next call has the next key");
     without_a_key_the_agent_is_told(&world, &mut clients, &id, &mut events, "inside").await;
     everywhere.must_not_be_told(&next_needles).await;
-    everywhere.inspector.end().await;
+    drop(everywhere);
     world.end().await;
 }

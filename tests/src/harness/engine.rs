@@ -216,7 +216,7 @@ impl Container {
     }
 }
 
-/// Sees everything in a session's container. It ends with that container at the latest, and the engine removes it then.
+/// Sees everything in a session's container. Dropped, it is removed.
 pub struct Inspector {
     client: Docker,
     id: String,
@@ -233,14 +233,22 @@ impl Inspector {
         let search = exec(&self.client, &self.id, ROOT, &command, &input);
         searched(&within("a search as root", PATIENCE, search).await)
     }
+}
 
-    /// Removes it.
-    ///
-    /// # Panics
-    /// When the engine does not.
-    pub async fn end(self) {
-        let options = RemoveContainerOptionsBuilder::default().force(true).build();
-        self.client.remove_container(&self.id, Some(options)).await.expect("the inspector is removed");
+/// It holds the session's volumes, so a test that failed must not keep it: the session could not be removed.
+impl Drop for Inspector {
+    fn drop(&mut self) {
+        let id = std::mem::take(&mut self.id);
+        // The test's own runtime cannot be waited on from here.
+        let removing = std::thread::spawn(move || -> anyhow::Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let options = RemoveContainerOptionsBuilder::default().force(true).build();
+            Ok(runtime.block_on(async { Docker::connect_with_defaults()?.remove_container(&id, Some(options)).await })?)
+        });
+        match removing.join() {
+            Ok(Ok(())) => {}
+            other => eprintln!("an inspector could not be removed: {other:?}"),
+        }
     }
 }
 
