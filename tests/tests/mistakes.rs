@@ -67,6 +67,14 @@ async fn only_session(world: &World) -> serde_json::Value {
     sessions[0].clone()
 }
 
+/// The only session, once what was begun of it is undone and it shows its failure.
+async fn only_failed_session(world: &World) -> serde_json::Value {
+    let session = only_session(world).await;
+    let waited = world.cli(&["wait", "--until", "error", session["id"].as_str().expect("it has an id")]).await;
+    assert!(waited.status.success(), "{waited:?}");
+    only_session(world).await
+}
+
 /// Runs programs of a folder of their own, so that what is missing there is missing.
 async fn run_in(world: &World, folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(folder.join("openagent"));
@@ -136,7 +144,10 @@ async fn a_configuration_with_mistakes() {
     world.write_config("drivr = \"local\"\n[sesion]\nmodel = 1\n[daemon]\nstop_grace = \"soon\"\nlog = 7\n[docker]\nlink = \"pipe\"\n");
     for command in [&["ls"][..], &["daemon", "start"], &["run", "hello"]] {
         let said = failed(&world.cli(command).await, 1);
-        holds(&said.error, &["config.toml", "drivr", "driver", "sesion", "session", "stop_grace", "log", "link", "line 1", "line 2", "line 5"]);
+        holds(
+            &said.error,
+            &["config.toml", "drivr", "driver", "sesion", "session", "stop_grace", "log", "link", "line 1", "line 2", "line 5"],
+        );
     }
     let said = failed(&world.cli(&["config", "print"]).await, 2);
     holds(&said.error, &["drivr", "stop_grace", "link"]);
@@ -159,7 +170,7 @@ async fn no_engine() {
     let said = failed(&world.cli(&["run", "-m", MODEL, "hello"]).await, 1);
     holds(&said.error, &[&nowhere]);
     holds(&said.hint, &["install Docker", "OPENAGENT_DRIVER=local"]);
-    let session = only_session(&world).await;
+    let session = only_failed_session(&world).await;
     assert_eq!((session["status"].as_str(), session["fault"]["code"].as_str()), (Some("error"), Some("ENGINE_MISSING")), "{session}");
     holds(&text(&world.cli(&["show", session["id"].as_str().expect("it has an id")]).await.stdout), &["install Docker"]);
     holds(&text(&world.cli(&["daemon", "status"]).await.stdout), &["docker", &nowhere, "install Docker"]);
@@ -179,7 +190,7 @@ async fn an_engine_that_the_user_may_not_use() {
     let mut world = World::new(Driver::Docker).await;
     let socket = world.path("engine.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("the folder is ours");
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0)).expect("it is ours");
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o0)).expect("it is ours");
     world.set_env("OPENAGENT_DOCKER_HOST", &socket.display().to_string());
     let folder = installed(&world, &["openagent", "openagentd"]);
     let own = !nix::unistd::geteuid().is_root();
@@ -212,7 +223,7 @@ async fn an_image_that_is_missing() {
     let said = failed(&world.cli(&["run", "-m", "demo/tour", "hello"]).await, 1);
     holds(&said.error, &["openagent-no-such-image:never", "missing"]);
     holds(&said.hint, &["cargo xtask image"]);
-    assert_eq!(only_session(&world).await["fault"]["code"], "IMAGE_MISSING");
+    assert_eq!(only_failed_session(&world).await["fault"]["code"], "IMAGE_MISSING");
     world.end().await;
 }
 

@@ -39,17 +39,35 @@ async fn rules(clients: &mut Clients) -> Vec<v1::Rule> {
 
 async fn asked(clients: &mut Clients, id: &str, events: &mut Events, prompt: &str) -> v1::PermissionRequest {
     clients.prompt(id, prompt).await;
-    events.until_asked().await
+    let request = events.until_asked().await;
+    blocked(clients, id).await;
+    request
+}
+
+/// Waits until the turns of sessions are seen to have ended.
+async fn at_rest(clients: &mut Clients, ids: &[&str]) {
+    let done = Some(v1::Activity { kind: Some(v1::activity::Kind::Done(v1::ActivityDone {})) });
+    for id in ids {
+        clients.get_when(id, "rest", |session| session.activity == done).await;
+    }
+}
+
+/// Waits until the inbox shows what was asked.
+async fn blocked(clients: &mut Clients, id: &str) {
+    let is_blocked = |session: &v1::Session| matches!(&session.activity, Some(v1::Activity { kind: Some(v1::activity::Kind::Blocked(_)) }));
+    clients.get_when(id, "a request in the inbox", is_blocked).await;
 }
 
 async fn questioned(clients: &mut Clients, id: &str, events: &mut Events) -> v1::QuestionRequest {
     clients.prompt(id, "#question").await;
-    events
+    let request = events
         .until("a question", |kind| match kind {
             Kind::QuestionAsked(request) => Some(request.clone()),
             _ => None,
         })
-        .await
+        .await;
+    blocked(clients, id).await;
+    request
 }
 
 async fn answered(events: &mut Events) -> v1::PermissionAnsweredEvent {
@@ -131,6 +149,7 @@ async fn the_inbox_lists_all_sessions_and_bad_answers_leave_it_as_it_is() {
     two_events.until_turn_ended().await;
     assert_eq!(output(&one_events), "first");
     assert!(two_events.answer().contains("Green"), "the agent read it: {}", two_events.answer());
+    at_rest(&mut clients, &[&one, &two]).await;
     assert!(pending(&mut clients, "").await.is_empty());
     for (refusal, first) in [
         (refused(clients.permission.answer_permission(once).await, Code::Aborted, "ALREADY_ANSWERED"), "ü"),
@@ -157,6 +176,7 @@ async fn the_inbox_lists_all_sessions_and_bad_answers_leave_it_as_it_is() {
     asked(&mut clients, &one, &mut one_events, "#bash echo never").await;
     clients.session.abort(v1::AbortRequest { session_id: one.clone() }).await.expect("the turn ends");
     one_events.until_turn_ended().await;
+    at_rest(&mut clients, &[&one, &two]).await;
     assert!(pending(&mut clients, "").await.is_empty());
     rejected(&mut clients, &one, &mut one_events).await;
     world.end().await;
@@ -172,7 +192,10 @@ async fn rejected(clients: &mut Clients, id: &str, events: &mut Events) {
     };
     clients.permission.answer_permission(with_reason).await.expect("it is taken");
     let told = answered(events).await;
-    assert_eq!((told.response(), told.by.as_str(), told.reason.as_str()), (v1::PermissionResponse::Reject, "careful", "use the bin instead"));
+    assert_eq!(
+        (told.response(), told.by.as_str(), told.reason.as_str()),
+        (v1::PermissionResponse::Reject, "careful", "use the bin instead")
+    );
     assert_eq!(events.until_turn_ended().await.outcome(), v1::TurnOutcome::Completed);
     assert!(events.answer().contains("use the bin instead"), "the agent goes on and has read it: {}", events.answer());
 
@@ -217,7 +240,8 @@ async fn wider_answers_hold_in_their_session_or_everywhere_over_resumes_and_rest
     clients.permit(&two, &request.id, v1::PermissionResponse::Always).await;
     two_events.until_turn_ended().await;
     let remembered = rules(&mut clients).await;
-    let expected: Vec<_> = request.always.iter().map(|pattern| v1::Rule { permission: "bash".to_owned(), pattern: pattern.clone() }).collect();
+    let expected: Vec<_> =
+        request.always.iter().map(|pattern| v1::Rule { permission: "bash".to_owned(), pattern: pattern.clone() }).collect();
     assert_eq!(remembered, expected);
     unasked(&mut clients, &two, &mut two_events, "touch two").await;
     unasked(&mut clients, &one, &mut one_events, "touch two").await;

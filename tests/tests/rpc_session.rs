@@ -71,8 +71,7 @@ async fn watched(clients: &mut Clients) -> Streaming<v1::WatchSessionsResponse> 
 
 async fn failed(clients: &mut Clients) -> v1::Session {
     let id = clients.create(MODEL).await.id;
-    clients.follow(&id).await.until_status(v1::SessionStatus::Error).await;
-    clients.get(&id).await
+    clients.get_when(&id, "the failure", |session| session.status() == v1::SessionStatus::Error).await
 }
 
 #[tokio::test]
@@ -167,7 +166,7 @@ async fn sessions_are_listed_newest_first_and_watched_with_their_removal() {
         Item::Removed(id) => panic!("nothing was removed: {id}"),
     })
     .await;
-    assert_eq!(at_first, [first.id.clone()]);
+    assert_eq!(at_first, std::slice::from_ref(&first.id));
 
     let second = failed(&mut clients).await;
     let shown = |item, id: &str| {
@@ -262,6 +261,7 @@ async fn a_failed_session_says_why_and_is_stopped_renamed_resumed_and_removed() 
     assert_eq!(again.status(), v1::SessionStatus::Creating, "{again:?}");
     let mut events = clients.follow_after(&id, again.last_seq).await;
     events.until_status(v1::SessionStatus::Error).await;
+    clients.get_when(&id, "the second failure", |session| session.status() == v1::SessionStatus::Error).await;
     for _ in 0..2 {
         let stopped = clients.session.stop_session(stop_within(&id, 0)).await.expect("it is stopped").into_inner().session;
         assert_eq!(stopped.map(|session| session.status()), Some(v1::SessionStatus::Stopped));
@@ -373,14 +373,13 @@ async fn a_turn_is_aborted_once_and_a_session_stopped_exported_and_removed_in_th
     events.until_ready().await;
     clients.session.abort(abort(&id)).await.expect("no turn runs yet");
     clients.turn(&id, &mut events, "#write sub/kept.txt kept by export").await;
-    let title = clients.get(&id).await.title;
-    assert!(title.starts_with("Scripted: "), "the agent gave a title: {title}");
+    clients.get_when(&id, "the agent's title", |session| session.title.starts_with("Scripted: ")).await;
     clients.session.rename_session(rename(&id, "mine")).await.expect("it is renamed");
 
     clients.prompt(&id, "#wait never").await;
     assert!(world.model.wait_until_waiting("never", PATIENCE).await);
-    let working = clients.get(&id).await.activity.and_then(|activity| activity.kind);
-    assert!(matches!(working, Some(v1::activity::Kind::Working(_))), "{working:?}");
+    let working = Some(v1::Activity { kind: Some(v1::activity::Kind::Working(v1::ActivityWorking {})) });
+    clients.get_when(&id, "work", |session| session.activity == working).await;
     clients.session.abort(abort(&id)).await.expect("the turn is ended");
     assert_eq!(events.until_turn_ended().await.outcome(), v1::TurnOutcome::Aborted);
     clients.session.abort(abort(&id)).await.expect("and is ended still");

@@ -102,7 +102,13 @@ fn request(asked: Asked) -> v1::AttachTerminalRequest {
 }
 
 fn attach(session: &str, terminal: &str) -> v1::TerminalAttach {
-    v1::TerminalAttach { session_id: session.to_owned(), terminal_id: terminal.to_owned(), offset_bytes: 0, read_only: false, size: Some(SIZE) }
+    v1::TerminalAttach {
+        session_id: session.to_owned(),
+        terminal_id: terminal.to_owned(),
+        offset_bytes: 0,
+        read_only: false,
+        size: Some(SIZE),
+    }
 }
 
 fn opening(session: &str, command: &str) -> v1::OpenTerminalRequest {

@@ -94,6 +94,26 @@ impl Clients {
         self.session.get_session(request).await.expect("the session is there").into_inner().session.expect("it is answered")
     }
 
+    /// The session as soon as it is as `wanted`. Its view follows its history: who has just read an event may be a moment ahead of it.
+    ///
+    /// # Panics
+    /// When it does not become so.
+    pub async fn get_when(&mut self, id: &str, what: &str, wanted: impl Fn(&v1::Session) -> bool) -> v1::Session {
+        let mut watch = self.session.watch_sessions(v1::WatchSessionsRequest {}).await.expect("sessions are watched").into_inner();
+        within(what, PATIENCE, async {
+            loop {
+                let item = watch.message().await.expect("the watch does not break").expect("nor end").item;
+                if let Some(v1::watch_sessions_response::Item::Changed(session)) = item
+                    && session.id == id
+                    && wanted(&session)
+                {
+                    return session;
+                }
+            }
+        })
+        .await
+    }
+
     /// All sessions.
     ///
     /// # Panics
