@@ -36,7 +36,6 @@ pub async fn docker(rounds: u32, report: &mut Report) -> Result<()> {
     let cpus = info.ncpu.unwrap_or(1);
     let raw = async |_: &World| raw::start_docker(&engine, cpus).await;
     compare("create to accepted prompt, Docker", Driver::Docker, rounds, report, raw).await?;
-    report.note(NOTE);
     report.note(
         "The raw container has the session's network (none), limits, read-only root and volumes, but runs as the agent's user from the start and \
          without a sidecar. The bench reaches it by entering its network as root.",
@@ -48,7 +47,6 @@ pub async fn docker(rounds: u32, report: &mut Report) -> Result<()> {
 pub async fn local(rounds: u32, report: &mut Report) -> Result<()> {
     let raw = async |world: &World| raw::start_local(&world.model.base_url()).await;
     compare("create to accepted prompt, local driver", Driver::Local, rounds, report, raw).await?;
-    report.note(NOTE);
     Ok(())
 }
 
@@ -81,6 +79,7 @@ async fn compare(
         .filter_map(|step| Some((step, Series::new(steps.remove(*step)?))))
         .map(|(step, series)| format!("{step} {:.0}", series.median()))
         .collect();
+    report.note(NOTE);
     report.note(&format!("Medians of the steps of \"{what}\" in milliseconds: {}; the prompt itself is the rest.", parts.join(", ")));
     report.compare(what, &Series::new(ours), &Series::new(theirs), "s");
     Ok(())
