@@ -1,7 +1,8 @@
 //! The commands every developer, CI and new user uses: `cargo xtask setup|image|run|screenshot|test|bench`.
 //!
 //! Each command starts with the same set-up, so that one line works on a fresh machine, and is idempotent: what is
-//! there and right is left alone. Everything it makes lies under `target/`, in the user's data folder, or in the engine.
+//! there and right is left alone. Everything it makes lies under `target/`, in the user's data folder, or in the engine;
+//! `screenshot` and `bench` also renew what they are named for in `docs/`.
 
 mod apt;
 mod base;
