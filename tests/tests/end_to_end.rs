@@ -163,7 +163,7 @@ async fn a_new_user_gets_from_nothing_to_a_file_that_an_agent_wrote() {
         screen.type_keys(ENTER).await;
         screen.wait_for(&["(End of file - total 1 lines)", "✓ done", "Write a prompt"]).await;
         screen.resize(110, 32);
-        screen.wait_for(&["Story", "scripted/scripted-large · ask"]).await;
+        screen.wait_for(&["Story", "done · ", "scripted/scripted-large · ask"]).await;
         if columns == 80 {
             lose_the_daemon_and_find_it_again(&mut screen, &world).await;
         }

@@ -40,7 +40,9 @@ async fn keys_are_set_listed_and_removed_and_never_told() {
     let listed = keys(&mut clients).await;
     assert_eq!(listed.iter().map(|key| key.provider.as_str()).collect::<Vec<_>>(), ["anthropic", "scripted"], "by provider");
     assert_eq!(listed[1], second);
-    for answer in [format!("{first:?}"), format!("{second:?}"), format!("{listed:?}"), format!("{:?}", providers(&mut clients, false).await)] {
+    for answer in
+        [format!("{first:?}"), format!("{second:?}"), format!("{listed:?}"), format!("{:?}", providers(&mut clients, false).await)]
+    {
         assert!(!answer.contains(CANARY), "no answer holds a key");
     }
 
@@ -133,7 +135,9 @@ async fn providers_tell_what_can_be_used_now_and_what_a_new_session_gets() {
     for shipped in ["anthropic", "openai", "demo", "scripted", "scripted-direct"] {
         assert!(ids.contains(&shipped), "{shipped}");
     }
-    let find = |list: &v1::ListProvidersResponse, id: &str| list.providers.iter().find(|provider| provider.id == id).cloned().expect("it is listed");
+    let find = |list: &v1::ListProvidersResponse, id: &str| {
+        list.providers.iter().find(|provider| provider.id == id).cloned().expect("it is listed")
+    };
     let scripted = find(&all, "scripted");
     assert_eq!((scripted.kind.as_str(), scripted.route.as_str(), scripted.base_url), ("openai-compatible", "host", world.model.base_url()));
     assert_eq!((scripted.needs_key, scripted.has_key, scripted.own), (true, false, true));

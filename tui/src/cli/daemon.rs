@@ -109,7 +109,11 @@ pub(super) fn print_config() -> Done {
         _ => match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(ClientError::new(Kind::Failed, format!("{place} cannot be read: {error}"), "make it readable, or move it away").into()),
+            Err(error) => {
+                return Err(
+                    ClientError::new(Kind::Failed, format!("{place} cannot be read: {error}"), "make it readable, or move it away").into()
+                );
+            }
         },
     };
     let origin = if text.is_some() { "read from" } else { "defaults; there is no" };
