@@ -121,6 +121,8 @@ pub enum Command {
     AnswerPermission(PermissionAnswer, oneshot::Sender<Result<(), Fault>>),
     /// Answer a question.
     AnswerQuestion(QuestionAnswer, oneshot::Sender<Result<(), Fault>>),
+    /// Nothing: answered when the view shows everything that came before.
+    Look(oneshot::Sender<Result<(), Fault>>),
     /// Give it a title.
     Rename(String, oneshot::Sender<Result<(), Fault>>),
 }

@@ -414,6 +414,7 @@ impl Actor {
                     let _ = reply.send(Err(fault));
                 }
             },
+            Command::Look(reply) => self.replies.push(reply),
             Command::Rename(title, reply) => {
                 self.record.session.title_is_users = true;
                 self.retitle(title.clone());
