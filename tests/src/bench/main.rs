@@ -20,6 +20,10 @@ use openagent_tests::harness::Driver;
 
 use crate::report::Report;
 
+/// What nobody shall read into the table.
+const NOT_COVERED: &str =
+    "Not covered: resume, terminals, the drawing of the client, remote engines and other runtimes, other file systems, a cold page cache.";
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
@@ -76,6 +80,7 @@ async fn measure(options: &Options) -> Result<()> {
             Part::FanOut => fan_out::measure(&mut report).await?,
         }
     }
+    report.note(NOT_COVERED);
     let text = report.markdown();
     println!("{text}");
     if let Some(out) = &options.out {
