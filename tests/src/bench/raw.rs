@@ -1,5 +1,5 @@
-//! The baseline: `opencode serve` itself, started by nothing but a shell or the engine, with the environment and configuration that the sidecar
-//! gives it, so that both sides do the same work.
+//! The baseline: `opencode serve` itself, started by nothing but a shell or the engine, with the environment that the sidecar gives it and a
+//! configuration of the same shape, so that both sides do the same work.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};

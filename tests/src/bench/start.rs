@@ -12,7 +12,7 @@ use crate::raw;
 use crate::report::{Report, Series};
 
 const NOTE: &str = "Create to accepted prompt: ours is the CreateSession call until the Prompt call that follows it at once is answered. Raw is the \
-    same OpenCode with the same environment, configuration and prepared repository, from its start (`sh`) or the creation of its container until \
+    same OpenCode with the same environment and prepared repository and a configuration of the same shape (fewer permission rules, one provider), from its start (`sh`) or the creation of its container until \
     `prompt_async` answers 204; readiness is its own line on standard output on both sides. Both are cold: no pool, a new home, the image on the \
     disk. One start of each side before the measured ones is not counted.";
 
