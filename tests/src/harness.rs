@@ -253,10 +253,10 @@ impl World {
         }
     }
 
-    /// The daemon's log so far.
+    /// The daemon's log so far, whoever started it.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+        ["daemon.log", "state/openagentd.log"].map(|name| std::fs::read_to_string(self.path(name)).unwrap_or_default()).concat()
     }
 
     /// Connected clients of every service.
@@ -360,7 +360,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let mut daemon = self.daemon.take();
-        if daemon.is_some() && std::thread::panicking() {
+        if std::thread::panicking() {
             eprintln!("--- the daemon's log ---\n{}", self.log());
         }
         if daemon.is_some() || self.is_served() {
