@@ -110,9 +110,12 @@ pub(super) fn print_config() -> Done {
             Ok(text) => Some(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                return Err(
-                    ClientError::new(Kind::Failed, format!("{place} cannot be read: {error}"), "make it readable, or move it away").into()
-                );
+                return Err(ClientError::new(
+                    Kind::Failed,
+                    format!("{place} cannot be read: {error}"),
+                    "make it readable, or move it away",
+                )
+                .into());
             }
         },
     };
