@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! quiet ──prompt──► working ──ask──► blocked ──answer──► working ──turn ends──► done
-//!                     └──model call failed──► retrying ──────────┘
+//!                     └──model call failed──► retrying ──────────┴──by an error──► failed
 //! ```
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Busy, EventKind};
+use crate::event::{Busy, EventKind, TurnOutcome};
 use crate::id::RequestId;
 use crate::session::Status;
 use crate::time::Timestamp;
@@ -39,6 +39,8 @@ pub enum Activity {
     },
     /// Its last turn ended.
     Done,
+    /// Its last turn was ended by an error.
+    Failed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +53,7 @@ enum Kind {
 #[derive(Debug, Clone, Default)]
 pub struct ActivityTracker {
     busy: Option<Busy>,
-    turn_ended: bool,
+    turn_ended: Option<Activity>,
     waiting: BTreeMap<RequestId, Kind>,
 }
 
@@ -62,9 +64,12 @@ impl ActivityTracker {
             EventKind::Busy { busy } => {
                 self.busy = Some(busy.clone());
             }
-            EventKind::TurnEnded { .. } => {
+            EventKind::TurnEnded { outcome } => {
                 self.busy = Some(Busy::Rest);
-                self.turn_ended = true;
+                self.turn_ended = Some(match outcome {
+                    TurnOutcome::Completed | TurnOutcome::Aborted => Activity::Done,
+                    TurnOutcome::Failed { .. } | TurnOutcome::Interrupted => Activity::Failed,
+                });
                 self.waiting.clear();
             }
             EventKind::PermissionAsked { request } => {
@@ -108,8 +113,7 @@ impl ActivityTracker {
         match &self.busy {
             Some(Busy::Working) => Activity::Working,
             Some(Busy::Retrying { attempt, next_at, .. }) => Activity::Retrying { attempt: *attempt, next_at: *next_at },
-            Some(Busy::Rest) | None if self.turn_ended => Activity::Done,
-            Some(Busy::Rest) | None => Activity::Quiet,
+            Some(Busy::Rest) | None => self.turn_ended.clone().unwrap_or_default(),
         }
     }
 }
@@ -118,7 +122,6 @@ impl ActivityTracker {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::event::TurnOutcome;
     use crate::permission::{PermissionRequest, PermissionResponse};
 
     fn asked(id: &str) -> EventKind {
@@ -152,6 +155,8 @@ mod tests {
         assert_eq!(tracker.activity(), Activity::Retrying { attempt: 2, next_at });
         tracker.apply(&EventKind::TurnEnded { outcome: TurnOutcome::Completed });
         assert_eq!(tracker.activity(), Activity::Done);
+        tracker.apply(&EventKind::TurnEnded { outcome: TurnOutcome::Failed { message: "refused".into() } });
+        assert_eq!(tracker.activity(), Activity::Failed, "a turn that an error ended is not called done");
     }
 
     #[test]

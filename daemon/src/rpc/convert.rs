@@ -95,6 +95,7 @@ pub fn activity(activity: &Activity) -> v1::Activity {
             Kind::Retrying(v1::ActivityRetrying { attempt: *attempt, next_at: Some(timestamp(*next_at)) })
         }
         Activity::Done => Kind::Done(v1::ActivityDone {}),
+        Activity::Failed => Kind::Failed(v1::ActivityFailed {}),
     };
     v1::Activity { kind: Some(kind) }
 }

@@ -95,6 +95,8 @@ pub struct Actor {
     token: Option<Secret>,
     /// How often the agent said what it does. A prompt that was taken without any such news since it was sent means work.
     work_news: u64,
+    /// The status as it was told last.
+    shown: Option<EventKind>,
     /// Answers that reached the agent and whose event is still to come.
     unconfirmed: Vec<(RequestId, oneshot::Sender<Result<(), Fault>>)>,
     /// Told when the view shows what they are about.
@@ -141,6 +143,7 @@ impl Actor {
             live: None,
             token: None,
             work_news: 0,
+            shown: None,
             unconfirmed: vec![],
             replies: vec![],
             delivered: vec![],
@@ -254,11 +257,12 @@ impl Actor {
     }
 
     fn show_status(&mut self) {
-        let event = EventKind::Session {
-            status: self.record.lifecycle.status(),
-            fault: self.record.lifecycle.fault().cloned(),
-            title: self.record.session.title.clone(),
-        };
+        let (status, fault) = (self.record.lifecycle.status(), self.record.lifecycle.fault().cloned());
+        let event = EventKind::Session { status, fault, title: self.record.session.title.clone() };
+        if self.shown.as_ref() == Some(&event) {
+            return;
+        }
+        self.shown = Some(event.clone());
         self.tracker.apply(&event);
         self.events.push(event);
     }
@@ -607,7 +611,7 @@ impl Actor {
     fn rearm_idle(&mut self) {
         let timeout = self.record.session.idle_timeout_millis;
         let active = matches!(self.record.lifecycle.state(), State::Active { .. });
-        let resting = matches!(self.tracker.activity(), Activity::Quiet | Activity::Done);
+        let resting = matches!(self.tracker.activity(), Activity::Quiet | Activity::Done | Activity::Failed);
         self.idle_at = (active && resting && timeout > 0).then(|| Instant::now() + Duration::from_millis(timeout));
     }
 

@@ -175,8 +175,12 @@ pub async fn push_keys(
     credentials: &Credentials,
     version: u64,
 ) -> Result<(), Fault> {
+    let providers = direct_providers(shared);
+    if providers.is_empty() {
+        return Ok(());
+    }
     let mut keys = Vec::new();
-    for provider in direct_providers(shared) {
+    for provider in providers {
         let key = shared.vault.get(&provider).map_err(|error| error.fault())?;
         keys.extend(key.map(|key| (provider, key)));
     }

@@ -182,7 +182,7 @@ pub fn activity_word(session: &SessionView) -> String {
         (Some(Status::Stopped), _) => "stopped".to_owned(),
         (Some(Status::Error), _) => "error".to_owned(),
         (_, Activity::Quiet) if !session.step.is_empty() => format!("starting: {}", session.step),
-        (_, Activity::Quiet) => "quiet".to_owned(),
+        (_, Activity::Quiet) => "ready".to_owned(),
         (_, Activity::Working) => "working".to_owned(),
         (_, Activity::Blocked { permissions, questions }) => match permissions + questions {
             0 | 1 => "blocked".to_owned(),
@@ -190,6 +190,7 @@ pub fn activity_word(session: &SessionView) -> String {
         },
         (_, Activity::Retrying { attempt, .. }) => format!("retrying ({attempt})"),
         (_, Activity::Done) => "done".to_owned(),
+        (_, Activity::Failed) => "failed".to_owned(),
     }
 }
 

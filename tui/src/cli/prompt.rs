@@ -45,7 +45,7 @@ pub(super) async fn prompt(client: &Client, prompt: Prompt, format: Format) -> D
     let session = client.session(&id).await?;
     let mut events = client.subscribe(&id, session.last_seq, true, false).await?;
     let message = client.prompt(&id, text, model, agent).await?;
-    if matches!(session.activity, Activity::Quiet | Activity::Done) {
+    if matches!(session.activity, Activity::Quiet | Activity::Done | Activity::Failed) {
         // Who waits next must not take the turn before for this one. The prompt is accepted, so nothing that fails here counts.
         let _ = tokio::time::timeout(BEGIN_DEADLINE, begun(&mut events)).await;
     }

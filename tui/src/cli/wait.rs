@@ -57,6 +57,10 @@ fn judge(session: &SessionView, until: Option<Until>) -> Option<Result<u8, Clien
     // A session that is still being made has not ended a turn; one that rests has.
     let up = matches!(status, Some(Status::Active | Status::Idle));
     let done = up && matches!(session.activity, Activity::Done | Activity::Quiet);
+    if up && matches!(session.activity, Activity::Failed) && matches!(until, None | Some(Until::Done)) {
+        let hint = format!("see why: openagent logs {}", session.id);
+        return Some(Err(ClientError::new(Kind::Failed, "the agent's last turn was ended by an error", hint)));
+    }
     let reached = match until {
         None | Some(Until::Done) => done,
         Some(Until::Blocked) => blocked,
@@ -99,6 +103,7 @@ mod tests {
         let table = [
             (Status::Active, Activity::Working, None, None),
             (Status::Active, Activity::Done, None, Some(0)),
+            (Status::Active, Activity::Failed, None, Some(1)),
             (Status::Active, blocked(), None, Some(5)),
             (Status::Active, blocked(), Some(Until::Done), None),
             (Status::Active, blocked(), Some(Until::Blocked), Some(0)),

@@ -91,6 +91,7 @@ fn activity(activity: Option<v1::Activity>) -> Activity {
         Some(Kind::Blocked(blocked)) => Activity::Blocked { permissions: count(blocked.permissions), questions: count(blocked.questions) },
         Some(Kind::Retrying(retrying)) => Activity::Retrying { attempt: retrying.attempt, next_at: time(retrying.next_at) },
         Some(Kind::Done(_)) => Activity::Done,
+        Some(Kind::Failed(_)) => Activity::Failed,
         Some(Kind::Quiet(_)) | None => Activity::Quiet,
     }
 }

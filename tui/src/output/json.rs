@@ -96,7 +96,7 @@ impl From<&Activity> for ActivityState {
                 (state.permissions, state.questions) = (Some(*permissions), Some(*questions));
             }
             Activity::Retrying { attempt, next_at } => (state.attempt, state.next_at) = (Some(*attempt), Some(time(*next_at))),
-            Activity::Quiet | Activity::Working | Activity::Done => {}
+            Activity::Quiet | Activity::Working | Activity::Done | Activity::Failed => {}
         }
         state
     }

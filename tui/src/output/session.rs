@@ -33,6 +33,7 @@ pub const fn activity_name(activity: &Activity) -> &'static str {
         Activity::Blocked { .. } => "blocked",
         Activity::Retrying { .. } => "retrying",
         Activity::Done => "done",
+        Activity::Failed => "failed",
     }
 }
 
@@ -48,6 +49,7 @@ pub fn state(session: &SessionView) -> String {
             Activity::Blocked { .. } => "? blocked".into(),
             Activity::Retrying { attempt, .. } => format!("↻ retrying ({attempt})"),
             Activity::Done => "✓ done".into(),
+            Activity::Failed => "✗ failed".into(),
         },
         Some(Status::Idle) => "z idle".into(),
         Some(Status::Stopped) => "■ stopped".into(),

@@ -68,7 +68,7 @@ pub(super) fn sessions(state: &mut State, watch: Watch<SessionChange>, effects: 
 pub(super) fn changed(state: &mut State, session: SessionView, effects: &mut Vec<Effect>) {
     let waits = |session: &SessionView| match session.activity {
         Activity::Blocked { permissions, questions } => permissions + questions,
-        Activity::Quiet | Activity::Working | Activity::Retrying { .. } | Activity::Done => 0,
+        Activity::Quiet | Activity::Working | Activity::Retrying { .. } | Activity::Done | Activity::Failed => 0,
     };
     let id = session.id.clone();
     let before = match state.sessions.all.iter_mut().find(|known| known.id == id) {

@@ -37,6 +37,7 @@ pub(super) fn symbol(session: &SessionView, theme: Theme) -> (&'static str, Styl
         (_, Activity::Blocked { .. }) => ("!", theme.warn()),
         (_, Activity::Retrying { .. }) => ("↻", theme.warn()),
         (_, Activity::Done) => ("✓", theme.good()),
+        (_, Activity::Failed) => ("✗", theme.bad()),
         (_, Activity::Quiet) if !session.step.is_empty() => ("○", theme.accent()),
         (_, Activity::Quiet) => ("·", Style::new()),
     }

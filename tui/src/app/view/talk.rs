@@ -89,7 +89,7 @@ fn strip(state: &State, talk: &Talk, frame: &mut Frame<'_>, area: Rect) {
             let (symbol, style) = list::symbol(session, theme);
             let word = match (busy, &session.activity) {
                 // The conversation knows a little earlier than the list.
-                (Some(Busy::Working), Activity::Quiet | Activity::Done) => "working".to_owned(),
+                (Some(Busy::Working), Activity::Quiet | Activity::Done | Activity::Failed) => "working".to_owned(),
                 _ => activity_word(session),
             };
             spans.push(Span::styled(format!("{symbol} {word} "), style));
