@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Once;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::paths::Paths;
 use crate::{process, term};
@@ -16,9 +16,9 @@ use crate::{process, term};
 const UPDATE_LIMIT: Duration = Duration::from_secs(600);
 /// The largest set, npm from Debian's own packages, takes minutes on a small machine.
 const INSTALL_LIMIT: Duration = Duration::from_secs(1_800);
-/// Debian's own address, for machines whose sources name none (Ubuntu).
-const DEBIAN: &str = "http://deb.debian.org/debian";
-const DEBIAN_SECURITY: &str = "http://deb.debian.org/debian-security";
+/// Debian's archive and its security updates, for machines whose sources name none (Ubuntu).
+const ARCHIVE_VARIABLE: &str = "OPENAGENT_DEBIAN_MIRROR";
+const SECURITY_VARIABLE: &str = "OPENAGENT_DEBIAN_SECURITY_MIRROR";
 
 static UPDATE: Once = Once::new();
 
@@ -84,8 +84,14 @@ fn apt_get() -> Command {
     command
 }
 
-/// The mirrors of this machine, or Debian's own where it has none.
-pub fn mirrors() -> Mirrors {
+/// The mirrors that the user names, else those of this machine.
+///
+/// # Errors
+/// That there are none, and what to set.
+pub fn mirrors() -> Result<Mirrors> {
+    if let (Ok(archive), Ok(security)) = (std::env::var(ARCHIVE_VARIABLE), std::env::var(SECURITY_VARIABLE)) {
+        return Ok(Mirrors { archive, security });
+    }
     let mut sources = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
     let mut stanzas = String::new();
     let mut files: Vec<_> = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|file| file.path()).collect();
@@ -99,7 +105,8 @@ pub fn mirrors() -> Mirrors {
             target.push('\n');
         }
     }
-    if is_debian() { parse_mirrors(&sources, &stanzas) } else { parse_mirrors("", "") }
+    let found = if is_debian() { parse_mirrors(&sources, &stanzas) } else { None };
+    found.with_context(|| format!("this machine's package sources name no Debian archive; set {ARCHIVE_VARIABLE} and {SECURITY_VARIABLE}"))
 }
 
 fn has_ending(file: &Path, ending: &str) -> bool {
@@ -108,15 +115,12 @@ fn has_ending(file: &Path, ending: &str) -> bool {
 
 /// Reads one-line sources and deb822 stanzas (sources.list(5)). Debian's archive is the source with the component `main`
 /// and a Debian suite; its security updates are in suites that end in `-security`.
-fn parse_mirrors(one_line: &str, deb822: &str) -> Mirrors {
+fn parse_mirrors(one_line: &str, deb822: &str) -> Option<Mirrors> {
     let sources: Vec<(String, Vec<String>)> = one_line.lines().filter_map(one_line_source).chain(deb822_sources(deb822)).collect();
     let find = |wanted: fn(&str) -> bool| {
         sources.iter().find(|(_, suites)| suites.iter().any(|suite| wanted(suite))).map(|(uri, _)| uri.trim_end_matches('/').to_owned())
     };
-    Mirrors {
-        archive: find(is_archive_suite).unwrap_or_else(|| DEBIAN.to_owned()),
-        security: find(|suite| suite.ends_with("-security")).unwrap_or_else(|| DEBIAN_SECURITY.to_owned()),
-    }
+    Some(Mirrors { archive: find(is_archive_suite)?, security: find(|suite| suite.ends_with("-security"))? })
 }
 
 /// Suites of Debian's own archive. The names keep third-party sources out, which call theirs `stable` or by the product.
@@ -166,8 +170,8 @@ fn is_web(uri: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn mirrors(archive: &str, security: &str) -> Mirrors {
-        Mirrors { archive: archive.to_owned(), security: security.to_owned() }
+    fn mirrors(archive: &str, security: &str) -> Option<Mirrors> {
+        Some(Mirrors { archive: archive.to_owned(), security: security.to_owned() })
     }
 
     #[test]
@@ -191,7 +195,7 @@ mod tests {
     fn sources_that_are_disabled_local_or_foreign_are_passed_over() {
         let stanzas = "Enabled: no\nTypes: deb\nURIs: http://off.test/debian\nSuites: bookworm\nComponents: main\n";
         let lines = "deb file:/srv/debian bookworm main\ndeb https://vendor.test/apt stable main\n";
-        assert_eq!(parse_mirrors(lines, stanzas), mirrors(DEBIAN, DEBIAN_SECURITY));
+        assert_eq!(parse_mirrors(lines, stanzas), None);
     }
 
     #[test]

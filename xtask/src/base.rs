@@ -69,8 +69,9 @@ fn make(paths: &Paths) -> Result<()> {
     let tarball =
         tempfile::Builder::new().prefix("base-").suffix(".tar").tempfile_in(paths.own()).context("create a file for the base image")?;
     let mut make = Command::new("mmdebstrap");
-    make.args(arguments(&apt::mirrors())).arg(SUITE).arg(tarball.path());
-    make.args(sources(&apt::mirrors()));
+    let mirrors = apt::mirrors()?;
+    make.args(arguments(&mirrors)).arg(SUITE).arg(tarball.path());
+    make.args(sources(&mirrors));
     process::quiet("make a base image from Debian's packages", &paths.log("mmdebstrap"), MAKE_LIMIT, make)?;
     let mut import = engine::docker();
     import.args(["import", "--change", "CMD [\"bash\"]"]).arg(tarball.path()).arg(OWN);
