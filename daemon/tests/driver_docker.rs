@@ -295,7 +295,8 @@ async fn a_socket_that_the_user_may_not_use_is_told_as_such() {
     if nix::unistd::geteuid().is_root() {
         // Modes do not bind root; a copy of this test that the other user can reach does.
         let copy = folder.path().join("test");
-        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        // By another process: a child started by another test meanwhile would hold it open for writing, and it could not be run.
+        assert!(Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&copy).status().unwrap().success());
         again = {
             let mut command = Command::new(copy);
             command.args(again.get_args()).env(SOCKET_VARIABLE, &socket).current_dir("/").uid(65_534).gid(65_534);

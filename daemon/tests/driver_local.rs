@@ -62,8 +62,7 @@ impl Fixture {
     fn scripted(script: &str) -> Self {
         let mut fixture = Self::new(PathBuf::new());
         let path = fixture.folder.path().join("sidecar");
-        std::fs::write(&path, script).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&path, script);
         fixture.options.sidecar = path;
         fixture.driver = LocalDriver::new(fixture.options.clone(), fixture.tasks.clone());
         fixture
@@ -240,4 +239,12 @@ async fn missing_programs_are_named() {
     let driver = LocalDriver::new(options, Tasks::new());
     assert_eq!(code(driver.health().await), "OPENCODE_MISSING");
     assert!(!driver.isolation_warning().is_empty());
+}
+
+/// Writes a script by another process: a child started by another test meanwhile would hold it open for writing, and it could not be run (`ETXTBSY`).
+fn write_program(path: &Path, script: &str) {
+    let source = path.with_extension("source");
+    std::fs::write(&source, script).unwrap();
+    assert!(std::process::Command::new("cp").arg(&source).arg(path).status().unwrap().success());
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }

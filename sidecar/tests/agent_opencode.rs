@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -585,8 +585,7 @@ async fn what_happens_while_the_event_stream_is_down_is_told_afterwards_and_once
     use nix::sys::signal::{Signal, kill};
     let folder = folder();
     let forwarder = folder.path().join("opencode");
-    std::fs::write(&forwarder, FORWARDER.replace("PROGRAM", program().to_str().unwrap())).unwrap();
-    std::fs::set_permissions(&forwarder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&forwarder, &FORWARDER.replace("PROGRAM", program().to_str().unwrap()));
     let (mut world, mut model) = (World::open(folder, forwarder).await, Model::new().await);
     let allow = vec![AllowRule { permission: "bash".into(), pattern: "echo *".into() }];
     world.agent.start(StartAgent { allow, ..start(model.provider()) }).await.unwrap();
@@ -653,11 +652,18 @@ server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
 print("opencode server listening on http://127.0.0.1:%d" % server.server_port, flush=True)
 server.serve_forever()
 "#;
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&program, script);
     let world = World::open(folder, program).await;
     let error = world.agent.start(start(provider("demo", "demo", ""))).await.unwrap_err();
     assert_eq!(error.code.wire().0, "AGENT_UNAVAILABLE");
     assert!(error.message.contains("2.0.1 is not supported"), "{}", error.message);
     assert!(!world.agent.health().running);
+}
+
+/// Writes a script by another process: a child started by another test meanwhile would hold it open for writing, and it could not be run (`ETXTBSY`).
+fn write_program(path: &Path, script: &str) {
+    let source = path.with_extension("source");
+    std::fs::write(&source, script).unwrap();
+    assert!(std::process::Command::new("cp").arg(&source).arg(path).status().unwrap().success());
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -62,6 +62,16 @@ pub fn programs() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/openagent/debug/bin"), PathBuf::from)
 }
 
+/// Copies a program by another process: were it written by this one, a child that another test starts meanwhile would hold it open for writing, and it could
+/// not be run (`ETXTBSY`).
+///
+/// # Panics
+/// When it cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status();
+    assert!(copied.expect("cp is there").success(), "{} cannot be copied", from.display());
+}
+
 /// The OpenCode program.
 #[must_use]
 pub fn opencode() -> PathBuf {

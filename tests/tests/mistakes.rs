@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use openagent_proto::v1;
 use openagent_proto::v1::event::Kind;
 use openagent_tests::harness::client::within;
-use openagent_tests::harness::{CANARY, Driver, PATIENCE, World, programs};
+use openagent_tests::harness::{CANARY, Driver, PATIENCE, World, copy_program, programs};
 
 const MODEL: &str = "scripted/scripted-large";
 const UNKNOWN: &str = "ses_01ARZ3NDEKTSV4RRFFQ69G5FAV";
@@ -100,7 +100,7 @@ fn installed(world: &World, names: &[&str]) -> PathBuf {
     let folder = world.path("programs");
     std::fs::create_dir_all(&folder).expect("the folder is ours");
     for name in names {
-        std::fs::copy(programs().join(name), folder.join(name)).expect("programs are staged");
+        copy_program(&programs().join(name), &folder.join(name));
     }
     folder
 }

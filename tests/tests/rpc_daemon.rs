@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use openagent_proto::{PROTOCOL, v1};
 use openagent_tests::harness::client::within;
-use openagent_tests::harness::{Driver, PATIENCE, World, programs};
+use openagent_tests::harness::{Driver, PATIENCE, World, copy_program, programs};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
@@ -141,7 +141,7 @@ async fn another_user_is_refused_even_where_somebody_opened_the_folder() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
     }
     let program = world.path("openagent");
-    std::fs::copy(programs().join("openagent"), &program).expect("the program can be copied");
+    copy_program(&programs().join("openagent"), &program);
     let mut status = Command::new(&program);
     status.env_clear().envs(world.environment()).args(["daemon", "status"]).uid(65534).gid(65534).current_dir("/");
     let mut status = tokio::process::Command::from(status);
