@@ -4,7 +4,6 @@
 //! connection is lost it dials anew and resumes behind the last durable entry, for as long as the instance runs. The relay is dialled anew in the same way.
 //! Both end with the link's cancellation token.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -244,13 +243,6 @@ fn concerns_actor(kind: &EventKind) -> bool {
             | EventKind::QuestionAsked { .. }
             | EventKind::QuestionAnswered { .. }
     )
-}
-
-/// The providers whose keys the sidecar holds itself.
-#[must_use]
-pub fn direct_providers(shared: &Shared) -> BTreeSet<String> {
-    let direct = |provider: &&openagent_core::provider::Provider| provider.route == openagent_core::provider::Route::Direct;
-    shared.catalogue.providers().iter().filter(direct).map(|provider| provider.id.clone()).collect()
 }
 
 #[cfg(test)]

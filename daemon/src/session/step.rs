@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use openagent_core::id::InstanceId;
 use openagent_core::permission::PermissionRule;
-use openagent_core::provider::Provider;
+use openagent_core::provider::{Provider, Route};
 use openagent_core::secret::Secret;
 use openagent_core::session::{Fault, Session, Step};
 use openagent_proto::sidecar as wire;
 
 use super::Shared;
-use super::link::direct_providers;
 use crate::driver::{InstanceSpec, Purpose};
 use crate::sidecar::{Credentials, SidecarClient, registration_token};
 
@@ -175,14 +174,14 @@ pub async fn push_keys(
     credentials: &Credentials,
     version: u64,
 ) -> Result<(), Fault> {
-    let providers = direct_providers(shared);
+    let providers: Vec<&Provider> = shared.catalogue.providers().iter().filter(|provider| provider.route == Route::Direct).collect();
     if providers.is_empty() {
         return Ok(());
     }
     let mut keys = Vec::new();
     for provider in providers {
-        let key = shared.vault.get(&provider).map_err(|error| error.fault())?;
-        keys.extend(key.map(|key| (provider, key)));
+        let key = shared.vault.get(&provider.id).map_err(|error| error.fault())?;
+        keys.extend(key.map(|key| (provider.id.clone(), key)));
     }
     client.update_keys(&session.id, credentials, version, &keys).await.map_err(|error| error.fault())
 }
@@ -193,8 +192,8 @@ fn allow_rule(rule: &PermissionRule) -> wire::AllowRule {
 
 fn agent_provider(provider: &Provider) -> wire::AgentProvider {
     let route = match provider.route {
-        openagent_core::provider::Route::Host => "host",
-        openagent_core::provider::Route::Direct => "direct",
+        Route::Host => "host",
+        Route::Direct => "direct",
     };
     wire::AgentProvider {
         id: provider.id.clone(),

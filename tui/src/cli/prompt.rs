@@ -4,8 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use openagent_core::activity::Activity;
-use openagent_core::event::{Busy, EventKind, TurnOutcome};
+use openagent_core::event::TurnOutcome;
 use openagent_core::id::{RequestId, SessionId};
 use openagent_core::permission::PermissionResponse;
 use openagent_core::session::Status;
@@ -24,9 +23,6 @@ use crate::output::{self, Format, json, say, stderr_is_terminal, stdout_is_termi
 /// Time for a remembered answer, or somebody else, to answer what no `--allow` fits, before the turn counts as blocked.
 const BLOCK_GRACE: Duration = Duration::from_millis(300);
 
-/// Time for the agent to begin with a prompt that it has accepted.
-const BEGIN_DEADLINE: Duration = Duration::from_secs(2);
-
 /// What stands for no deadline.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
 
@@ -42,28 +38,11 @@ pub(super) async fn prompt(client: &Client, prompt: Prompt, format: Format) -> D
         let giving = client.prompt(&id, text, model, agent);
         return follow(client, &id, after, giving, &prompt.turn, format).await?.print(client, format, false).await;
     }
-    let session = client.session(&id).await?;
-    let mut events = client.subscribe(&id, session.last_seq, true, false).await?;
     let message = client.prompt(&id, text, model, agent).await?;
-    if matches!(session.activity, Activity::Quiet | Activity::Done | Activity::Failed) {
-        // Who waits next must not take the turn before for this one. The prompt is accepted, so nothing that fails here counts.
-        let _ = tokio::time::timeout(BEGIN_DEADLINE, begun(&mut events)).await;
-    }
     if format == Format::Json {
         output::as_json(&serde_json::json!({ "session_id": id, "message_id": message }))?;
     }
     Ok(OK)
-}
-
-/// Waits until the agent has begun to work, or has done so already.
-async fn begun(events: &mut EventStream) -> Result<(), ClientError> {
-    while let Some(item) = events.next().await? {
-        let StreamItem::Event(event) = item else { continue };
-        if matches!(event.kind, EventKind::Busy { busy: Busy::Working | Busy::Retrying { .. } } | EventKind::TurnEnded { .. }) {
-            break;
-        }
-    }
-    Ok(())
 }
 
 pub(super) async fn run(client: &Client, run: Run, format: Format) -> Done {
