@@ -16,7 +16,7 @@ pub use paths::{Paths, Platform};
 
 use crate::permission::PermissionMode;
 use crate::provider::{Model, ProviderKind, Route};
-use crate::session::Limits;
+use crate::session::{IdleAction, Limits};
 
 /// Largest configuration file, in bytes.
 pub const CONFIG_MAX_BYTES: usize = 1024 * 1024;
@@ -129,6 +129,8 @@ pub struct SessionDefaults {
     pub permission_mode: PermissionMode,
     /// Rest after which it becomes idle, in milliseconds; 0: never.
     pub idle_timeout_millis: u64,
+    /// What becomes of its instance then.
+    pub idle_action: IdleAction,
     /// What it may use.
     pub limits: Limits,
 }
@@ -140,6 +142,7 @@ impl Default for SessionDefaults {
             agent: "build".to_owned(),
             permission_mode: PermissionMode::default(),
             idle_timeout_millis: 15 * 60 * 1_000,
+            idle_action: IdleAction::default(),
             limits: Limits::default(),
         }
     }
@@ -152,11 +155,120 @@ pub struct DaemonConfig {
     pub log: String,
     /// Time that sessions and calls get to end in order at a shutdown, in milliseconds.
     pub stop_grace_millis: u64,
+    /// What becomes of sessions when the daemon ends.
+    pub on_shutdown: OnShutdown,
+    /// Sessions that may have an instance at a time; 0: one for each GiB of the machine's memory.
+    pub max_running: u32,
+    /// Sum of the memory limits of these sessions, in bytes; 0: no limit.
+    pub memory_budget_bytes: u64,
 }
 
 impl Default for DaemonConfig {
     fn default() -> Self {
-        Self { log: "info".to_owned(), stop_grace_millis: 10_000 }
+        Self {
+            log: "info".to_owned(),
+            stop_grace_millis: 10_000,
+            on_shutdown: OnShutdown::default(),
+            max_running: 0,
+            memory_budget_bytes: 0,
+        }
+    }
+}
+
+/// What becomes of sessions when the daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnShutdown {
+    /// They go on; the next daemon takes them up.
+    #[default]
+    Keep,
+    /// They are stopped.
+    Stop,
+}
+
+impl OnShutdown {
+    /// Every choice.
+    pub const ALL: [Self; 2] = [Self::Keep, Self::Stop];
+
+    /// The name used in configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+/// `[pool]`: prepared instances, for sessions that start at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// How many are kept ready; 0: none.
+    pub size: u32,
+    /// Age at which one is replaced, in milliseconds.
+    pub max_age_millis: u64,
+}
+
+impl PoolConfig {
+    /// Most instances that are kept ready: each holds some 300 MiB.
+    pub const SIZE_MAX: u32 = 64;
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self { size: 1, max_age_millis: 6 * 3_600 * 1_000 }
+    }
+}
+
+/// `[history]`: how much of a session's past is kept in detail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryConfig {
+    /// Events that are kept as they happened; of older ones only what still says something.
+    pub compact_after: u64,
+    /// What the history of one session may take, in bytes; beyond it its oldest messages go.
+    pub max_bytes: u64,
+}
+
+impl HistoryConfig {
+    /// Fewest events that are kept as they happened.
+    pub const COMPACT_AFTER_MIN: u64 = 100;
+    /// Smallest bound of a history, in bytes: a few of the largest events.
+    pub const MAX_BYTES_MIN: u64 = 8 * 1024 * 1024;
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        Self { compact_after: 20_000, max_bytes: 256 * 1024 * 1024 }
+    }
+}
+
+/// `[store]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Free space on the store's disk, in bytes, below which nothing more is written.
+    pub reserve_bytes: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { reserve_bytes: 64 * 1024 * 1024 }
+    }
+}
+
+/// `[journal]`: what a sidecar keeps while the daemon is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalConfig {
+    /// Bytes; beyond it the oldest entries go, and the gap is told.
+    pub max_bytes: u64,
+}
+
+impl JournalConfig {
+    /// Smallest journal, in bytes: it holds a few of the largest events.
+    pub const MAX_BYTES_MIN: u64 = 8 * 1024 * 1024;
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self { max_bytes: 64 * 1024 * 1024 }
     }
 }
 
@@ -196,6 +308,14 @@ pub struct Config {
     pub session: SessionDefaults,
     /// `[daemon]`.
     pub daemon: DaemonConfig,
+    /// `[pool]`.
+    pub pool: PoolConfig,
+    /// `[history]`.
+    pub history: HistoryConfig,
+    /// `[store]`.
+    pub store: StoreConfig,
+    /// `[journal]`.
+    pub journal: JournalConfig,
     /// `[provider.NAME]`, by id.
     pub providers: Vec<ProviderConfig>,
 }

@@ -2,6 +2,10 @@
 //!
 //! ```text
 //! provisioning ──registered──► running ──exit──► terminated
+//!       │                       │   ▲
+//!       │                  frozen   thawed
+//!       │                       ▼   │
+//!       │                       paused ──exit──► terminated
 //!       └───────────failed─────────┴───────────► error
 //! ```
 //! `terminated` and `error` are final; a session that is resumed gets a new instance.
@@ -19,6 +23,8 @@ pub enum InstanceState {
     Provisioning,
     /// Its sidecar has registered.
     Running,
+    /// It is frozen: everything is as it was, and nothing runs.
+    Paused,
     /// It ended because it was told to.
     Terminated,
     /// It ended by itself or could not be made.
@@ -34,9 +40,16 @@ pub enum InstanceState {
 pub enum ExitCause {
     /// Its main process exited.
     Exited {
-        /// Exit code; 128 + signal number when a signal killed it.
+        /// Exit code.
         code: i64,
     },
+    /// A signal killed its main process.
+    Killed {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// How it ended cannot be known: nobody watched it.
+    Unwatched,
     /// The kernel killed it because its memory limit was reached.
     OutOfMemory,
     /// Its container was removed by somebody else.
@@ -45,16 +58,24 @@ pub enum ExitCause {
     NotStarted,
     /// The engine that ran it cannot be reached.
     EngineGone,
+    /// The engine was stopped or restarted, and took it down.
+    EngineStopped,
+    /// Its sidecar runs and does not answer.
+    Unresponsive,
 }
 
 impl std::fmt::Display for ExitCause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Exited { code } => write!(f, "it exited with code {code}"),
+            Self::Killed { signal } => write!(f, "it was killed by signal {signal}"),
+            Self::Unwatched => f.write_str("it ended while no daemon watched it"),
             Self::OutOfMemory => f.write_str("it ran out of memory and was killed"),
             Self::Removed => f.write_str("its container was removed by somebody else"),
             Self::NotStarted => f.write_str("it could not be started"),
             Self::EngineGone => f.write_str("the container engine cannot be reached"),
+            Self::EngineStopped => f.write_str("the container engine was stopped or restarted"),
+            Self::Unresponsive => f.write_str("its sidecar no longer answers"),
         }
     }
 }
@@ -88,7 +109,18 @@ impl Instance {
     /// Whether it still holds, or may hold, an engine's resources.
     #[must_use]
     pub const fn is_live(&self) -> bool {
-        matches!(self.state, InstanceState::Provisioning | InstanceState::Running)
+        matches!(self.state, InstanceState::Provisioning | InstanceState::Running | InstanceState::Paused)
+    }
+
+    /// It was frozen, or thawed. Ignored unless it runs or is paused.
+    pub fn frozen(&mut self, frozen: bool) -> bool {
+        let (from, to) =
+            if frozen { (InstanceState::Running, InstanceState::Paused) } else { (InstanceState::Paused, InstanceState::Running) };
+        let fits = self.state == from;
+        if fits {
+            self.state = to;
+        }
+        fits
     }
 
     /// The sidecar has registered. Ignored once the instance has ended.
@@ -121,9 +153,11 @@ mod tests {
     fn the_first_end_counts_and_nothing_revives_an_ended_instance() {
         let at = Timestamp::from_millis(1);
         let mut instance = Instance::provisioning(InstanceId::from_ulid(Ulid::nil()), "local".into(), at);
+        assert!(!instance.frozen(true), "what has not registered is not frozen");
         assert!(instance.registered(at) && !instance.registered(at));
+        assert!(instance.frozen(true) && instance.is_live() && !instance.frozen(true) && instance.frozen(false));
         assert!(instance.ended(Some(ExitCause::OutOfMemory), at));
-        assert!(!instance.ended(None, at) && !instance.registered(at));
+        assert!(!instance.ended(None, at) && !instance.registered(at) && !instance.frozen(false));
         assert_eq!(instance.state, InstanceState::Error { cause: ExitCause::OutOfMemory });
     }
 }

@@ -68,6 +68,8 @@ impl Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    /// There is room for another running session.
+    Admission,
     /// The image, or the agent's program, is present.
     Image,
     /// The volumes exist.
@@ -88,8 +90,8 @@ pub enum Step {
 
 impl Step {
     /// The ladder, from the ground up.
-    pub const LADDER: [Self; 8] =
-        [Self::Image, Self::Volume, Self::Create, Self::Workspace, Self::Start, Self::Register, Self::Keys, Self::Agent];
+    pub const LADDER: [Self; 9] =
+        [Self::Admission, Self::Image, Self::Volume, Self::Create, Self::Workspace, Self::Start, Self::Register, Self::Keys, Self::Agent];
 
     /// The step above, if any.
     #[must_use]
@@ -101,6 +103,7 @@ impl Step {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Admission => "admission",
             Self::Image => "image",
             Self::Volume => "volume",
             Self::Create => "create",
@@ -158,6 +161,31 @@ impl Default for Limits {
     }
 }
 
+/// What becomes of the instance of a session that is idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdleAction {
+    /// It is frozen: it takes no processor time, and the next prompt finds it as it was, at once.
+    #[default]
+    Pause,
+    /// It is ended: it takes nothing but disk, and the next prompt starts a new one.
+    Stop,
+}
+
+impl IdleAction {
+    /// Every action.
+    pub const ALL: [Self; 2] = [Self::Pause, Self::Stop];
+
+    /// The name used in configuration and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Stop => "stop",
+        }
+    }
+}
+
 /// A session's settings: what it was made with, and what only its owner changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
@@ -185,6 +213,9 @@ pub struct Session {
     pub permission_rules: Vec<PermissionRule>,
     /// Rest after which it becomes idle, in milliseconds; 0: never.
     pub idle_timeout_millis: u64,
+    /// What becomes of its instance then.
+    #[serde(default)]
+    pub idle_action: IdleAction,
     /// When it was made.
     pub created_at: Timestamp,
 }

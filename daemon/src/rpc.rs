@@ -66,6 +66,8 @@ pub struct Defaults {
     pub permission_mode: openagent_core::permission::PermissionMode,
     /// Rest after which it becomes idle, in milliseconds; 0: never.
     pub idle_timeout_millis: u64,
+    /// What becomes of its instance then.
+    pub idle_action: openagent_core::session::IdleAction,
     /// What it may use.
     pub limits: openagent_core::session::Limits,
 }

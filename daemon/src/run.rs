@@ -108,6 +108,7 @@ pub async fn run(options: Options) -> Result<(), Fault> {
             agent: config.session.agent.clone(),
             permission_mode: config.session.permission_mode,
             idle_timeout_millis: config.session.idle_timeout_millis,
+            idle_action: config.session.idle_action,
             limits: config.session.limits,
         },
         started_at: clock::now(),

@@ -10,6 +10,7 @@ pub mod actor;
 pub mod directory;
 pub mod link;
 pub mod pending;
+pub mod presence;
 pub mod registry;
 pub mod step;
 
@@ -35,6 +36,7 @@ use crate::task::Tasks;
 use crate::vault::Vault;
 
 pub use pending::Pending;
+use presence::Attached;
 pub use registry::SessionRegistry;
 
 /// Inputs that a session may have waiting. Full: callers are told `BUSY`, the follower waits.
@@ -87,6 +89,12 @@ pub struct View {
     pub last_seq: u64,
     /// What waits for an answer, oldest first.
     pub pending: Vec<Pending>,
+    /// Place in the queue of sessions that wait for room to run, from 1; 0: it does not wait.
+    pub queue_position: u32,
+    /// Since when its instance runs and its sidecar does not answer.
+    pub unreachable_since: Option<Timestamp>,
+    /// Who follows it, oldest first.
+    pub attached: Vec<Attached>,
 }
 
 impl View {

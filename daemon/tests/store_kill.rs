@@ -38,6 +38,7 @@ fn record() -> SessionRecord {
             permission_mode: PermissionMode::Ask,
             permission_rules: vec![],
             idle_timeout_millis: 0,
+            idle_action: openagent_core::session::IdleAction::default(),
             created_at: AT,
         },
         lifecycle: Lifecycle::default(),

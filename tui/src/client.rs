@@ -110,7 +110,7 @@ impl Client {
 
     /// Ends the daemon; sessions go on running.
     pub async fn shutdown(&self) -> Result<(), ClientError> {
-        self.daemon_service().shutdown(call(v1::ShutdownRequest {})).await?;
+        self.daemon_service().shutdown(call(v1::ShutdownRequest::default())).await?;
         Ok(())
     }
 
@@ -184,7 +184,7 @@ impl Client {
 
     /// The history of a session behind event `after`, and with `follow` what happens from then on.
     pub async fn subscribe(&self, id: &SessionId, after: u64, follow: bool, deltas: bool) -> Result<EventStream, ClientError> {
-        let request = v1::SubscribeRequest { session_id: id.to_string(), after_seq: after, follow, deltas };
+        let request = v1::SubscribeRequest { session_id: id.to_string(), after_seq: after, follow, deltas, client: String::new() };
         Ok(EventStream::new(self.event_service().subscribe(request).await?.into_inner()))
     }
 
@@ -275,6 +275,7 @@ impl Client {
             offset_bytes: offset,
             read_only,
             size: Some(convert::size_request(size.0, size.1)),
+            client: String::new(),
         };
         let (input, requests) = TerminalInput::new(attach);
         let stream = self.terminal_service().attach_terminal(requests).await?.into_inner();

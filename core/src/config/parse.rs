@@ -6,10 +6,13 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::print::route_name;
-use super::{CONFIG_MAX_BYTES, Config, ConfigError, DriverName, LinkMode, ProviderConfig, nearest, value};
+use super::{
+    CONFIG_MAX_BYTES, Config, ConfigError, DriverName, HistoryConfig, JournalConfig, LinkMode, OnShutdown, PoolConfig, ProviderConfig,
+    nearest, value,
+};
 use crate::permission::PermissionMode;
 use crate::provider::{DEMO, Model, Price, ProviderKind, Route, is_provider_id, split_model};
-use crate::session::Limits;
+use crate::session::{IdleAction, Limits};
 use crate::usage::micros;
 
 /// Most models of one provider, and most providers.
@@ -26,7 +29,8 @@ pub(super) fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
         mistakes.add(error.span(), error.message().to_owned());
     }
     let mut config = Config::default();
-    let mut root = Section::new(&mut mistakes, "", document.get_ref(), &["driver", "docker", "local", "session", "daemon", "provider"]);
+    let sections = ["driver", "docker", "local", "session", "daemon", "pool", "history", "store", "journal", "provider"];
+    let mut root = Section::new(&mut mistakes, "", document.get_ref(), &sections);
     root.take("driver", text_of, |name| value::one_of(&name, DriverName::ALL.map(|driver| (driver.name(), driver))), &mut config.driver);
     root.section("docker", &["endpoint", "image", "runtime", "link"], |docker| {
         docker.take("endpoint", text_of, |text| value::endpoint(&text).map(|()| Some(text)), &mut config.docker.endpoint);
@@ -38,20 +42,46 @@ pub(super) fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
         local.take("opencode", text_of, |text| filled(text).map(Some), &mut config.local.opencode);
         local.take("sidecar", text_of, |text| filled(text).map(Some), &mut config.local.sidecar);
     });
-    root.section("session", &["model", "agent", "permission_mode", "idle_timeout", "memory", "cpus", "pids"], |session| {
+    root.section("session", &["model", "agent", "permission_mode", "idle_timeout", "idle_action", "memory", "cpus", "pids"], |session| {
         let to = &mut config.session;
         session.take("model", text_of, |text| model_name(text).map(Some), &mut to.model);
         session.take("agent", text_of, filled, &mut to.agent);
         let mode = |name: String| value::one_of(&name, PermissionMode::ALL.map(|mode| (mode.name(), mode)));
         session.take("permission_mode", text_of, mode, &mut to.permission_mode);
         session.take("idle_timeout", text_of, |text| value::duration(&text), &mut to.idle_timeout_millis);
+        let action = |name: String| value::one_of(&name, IdleAction::ALL.map(|action| (action.name(), action)));
+        session.take("idle_action", text_of, action, &mut to.idle_action);
         session.take("memory", text_of, memory, &mut to.limits.memory_bytes);
         session.take("cpus", number_of, cpus, &mut to.limits.cpu_millis);
         session.take("pids", integer_of, pids, &mut to.limits.pids);
     });
-    root.section("daemon", &["log", "stop_grace"], |daemon| {
-        daemon.take("log", text_of, filled, &mut config.daemon.log);
-        daemon.take("stop_grace", text_of, |text| value::duration(&text), &mut config.daemon.stop_grace_millis);
+    root.section("daemon", &["log", "stop_grace", "on_shutdown", "max_running", "memory_budget"], |daemon| {
+        let to = &mut config.daemon;
+        daemon.take("log", text_of, filled, &mut to.log);
+        daemon.take("stop_grace", text_of, |text| value::duration(&text), &mut to.stop_grace_millis);
+        let choice = |name: String| value::one_of(&name, OnShutdown::ALL.map(|choice| (choice.name(), choice)));
+        daemon.take("on_shutdown", text_of, choice, &mut to.on_shutdown);
+        daemon.take("max_running", integer_of, |number| up_to(number, 10_000), &mut to.max_running);
+        daemon.take("memory_budget", text_of, |text| value::size(&text), &mut to.memory_budget_bytes);
+    });
+    root.section("pool", &["size", "max_age"], |pool| {
+        pool.take("size", integer_of, |number| up_to(number, PoolConfig::SIZE_MAX), &mut config.pool.size);
+        let age = |text: String| value::duration(&text).and_then(|millis| at_least(millis, 60_000, "1m"));
+        pool.take("max_age", text_of, age, &mut config.pool.max_age_millis);
+    });
+    root.section("history", &["compact_after", "max"], |history| {
+        let to = &mut config.history;
+        let fewest = HistoryConfig::COMPACT_AFTER_MIN;
+        history.take("compact_after", integer_of, |events| at_least(events, fewest, &fewest.to_string()), &mut to.compact_after);
+        let size = |text: String| value::size(&text).and_then(|bytes| at_least(bytes, HistoryConfig::MAX_BYTES_MIN, "8MiB"));
+        history.take("max", text_of, size, &mut to.max_bytes);
+    });
+    root.section("store", &["reserve"], |store| {
+        store.take("reserve", text_of, |text| value::size(&text), &mut config.store.reserve_bytes);
+    });
+    root.section("journal", &["max"], |journal| {
+        let size = |text: String| value::size(&text).and_then(|bytes| at_least(bytes, JournalConfig::MAX_BYTES_MIN, "8MiB"));
+        journal.take("max", text_of, size, &mut config.journal.max_bytes);
     });
     root.entries("provider", |root, id, span, table| {
         if let Some(provider) = provider(root, id, span, table)
@@ -323,6 +353,14 @@ fn cpus(cpus: f64) -> Result<u32, String> {
 fn pids(pids: u64) -> Result<u32, String> {
     // The agent's own server has about 30 threads.
     u32::try_from(pids).ok().filter(|pids| (64..=1_000_000).contains(pids)).ok_or_else(|| "expected 64 to 1000000".to_owned())
+}
+
+fn up_to(number: u64, most: u32) -> Result<u32, String> {
+    u32::try_from(number).ok().filter(|number| *number <= most).ok_or_else(|| format!("expected 0 to {most}"))
+}
+
+fn at_least(number: u64, least: u64, written: &str) -> Result<u64, String> {
+    if number < least { Err(format!("expected at least {written}")) } else { Ok(number) }
 }
 
 fn tokens(tokens: u64) -> Result<u64, String> {

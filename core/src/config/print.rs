@@ -22,12 +22,26 @@ pub(super) fn print(config: &Config) -> String {
     page.text("agent", &config.session.agent);
     page.text("permission_mode", config.session.permission_mode.name());
     page.text("idle_timeout", &print_duration(config.session.idle_timeout_millis));
+    page.text("idle_action", config.session.idle_action.name());
     page.text("memory", &print_size(config.session.limits.memory_bytes));
     page.raw("cpus", &decimal(u64::from(config.session.limits.cpu_millis), 3));
     page.raw("pids", &config.session.limits.pids.to_string());
     page.heading("[daemon]");
     page.text("log", &config.daemon.log);
     page.text("stop_grace", &print_duration(config.daemon.stop_grace_millis));
+    page.text("on_shutdown", config.daemon.on_shutdown.name());
+    page.raw("max_running", &config.daemon.max_running.to_string());
+    page.text("memory_budget", &print_size(config.daemon.memory_budget_bytes));
+    page.heading("[pool]");
+    page.raw("size", &config.pool.size.to_string());
+    page.text("max_age", &print_duration(config.pool.max_age_millis));
+    page.heading("[history]");
+    page.raw("compact_after", &config.history.compact_after.to_string());
+    page.text("max", &print_size(config.history.max_bytes));
+    page.heading("[store]");
+    page.text("reserve", &print_size(config.store.reserve_bytes));
+    page.heading("[journal]");
+    page.text("max", &print_size(config.journal.max_bytes));
     for provider in &config.providers {
         page.provider(provider);
     }

@@ -24,6 +24,7 @@ model = "ollama/qwen3:8b"
 agent = "plan"
 permission_mode = "auto-edit"
 idle_timeout = "1h30m"
+idle_action = "stop"
 memory = "3GiB"
 cpus = 1.5
 pids = 300
@@ -31,6 +32,23 @@ pids = 300
 [daemon]
 log = "debug"
 stop_grace = "500ms"
+on_shutdown = "stop"
+max_running = 5
+memory_budget = "12GiB"
+
+[pool]
+size = 3
+max_age = "90m"
+
+[history]
+compact_after = 500
+max = "16MiB"
+
+[store]
+reserve = "1GiB"
+
+[journal]
+max = "32MiB"
 
 [provider.ollama]
 kind = "openai-compatible"
@@ -63,13 +81,24 @@ fn an_empty_file_gives_the_defaults() {
 }
 
 #[test]
+fn bounds_that_would_not_work_are_mistakes() {
+    let text = "[pool]\nsize = 65\nmax_age = \"1s\"\n[history]\ncompact_after = 1\nmax = \"1KiB\"\n[journal]\nmax = \"1MiB\"\n[daemon]\nmax_running = 10001\n";
+    assert_eq!(mistakes(text).len(), 6, "{:?}", mistakes(text));
+}
+
+#[test]
 fn every_key_is_read() {
     let config = Config::parse(WHOLE).unwrap();
     assert_eq!((config.driver, config.docker.link), (DriverName::Local, LinkMode::Exec));
     assert_eq!(config.session.idle_timeout_millis, 5_400_000);
     assert_eq!((config.session.limits.cpu_millis, config.session.limits.pids), (1_500, 300));
     assert_eq!(config.session.limits.memory_bytes, 3 << 30);
-    assert_eq!(config.daemon.stop_grace_millis, 500);
+    assert_eq!(config.session.idle_action, IdleAction::Stop);
+    assert_eq!((config.daemon.stop_grace_millis, config.daemon.on_shutdown), (500, OnShutdown::Stop));
+    assert_eq!((config.daemon.max_running, config.daemon.memory_budget_bytes), (5, 12 << 30));
+    assert_eq!(config.pool, PoolConfig { size: 3, max_age_millis: 5_400_000 });
+    assert_eq!(config.history, HistoryConfig { compact_after: 500, max_bytes: 16 << 20 });
+    assert_eq!((config.store.reserve_bytes, config.journal.max_bytes), (1 << 30, 32 << 20));
     let ollama = &config.providers[0];
     assert_eq!((ollama.id.as_str(), ollama.needs_key), ("ollama", Some(false)));
     assert_eq!(ollama.base_url.as_deref(), Some("http://127.0.0.1:11434/v1"));

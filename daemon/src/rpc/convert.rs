@@ -5,14 +5,18 @@ pub mod event;
 use std::time::Duration;
 
 use openagent_core::activity::Activity;
-use openagent_core::instance::{Instance, InstanceState};
+use openagent_core::instance::{ExitCause, Instance, InstanceState};
 use openagent_core::permission::{PermissionMode, PermissionResponse};
-use openagent_core::session::{Fault, Limits, Status, WorkspaceSource};
+use openagent_core::session::{Fault, IdleAction, Limits, Status, WorkspaceSource};
 use openagent_core::time::Timestamp;
 use openagent_core::usage::{Tokens, Usage};
 use openagent_proto::v1;
 
 use crate::session::View;
+use crate::session::presence::{Attached, AttachedTo};
+
+/// Clients that are named with a session; more are of no use to a reader.
+const ATTACHED_MAX: usize = 100;
 
 /// A point in time.
 #[must_use]
@@ -56,21 +60,69 @@ pub fn fault(fault: &Fault) -> v1::Fault {
 /// An instance.
 #[must_use]
 pub fn instance(instance: &Instance) -> v1::Instance {
-    let (state, exit_cause) = match &instance.state {
-        InstanceState::Provisioning => (v1::InstanceState::Provisioning, String::new()),
-        InstanceState::Running => (v1::InstanceState::Running, String::new()),
-        InstanceState::Terminated => (v1::InstanceState::Terminated, String::new()),
-        InstanceState::Error { cause } => (v1::InstanceState::Error, cause.to_string()),
+    let (state, cause) = match &instance.state {
+        InstanceState::Provisioning => (v1::InstanceState::Provisioning, None),
+        InstanceState::Running => (v1::InstanceState::Running, None),
+        InstanceState::Paused => (v1::InstanceState::Paused, None),
+        InstanceState::Terminated => (v1::InstanceState::Terminated, None),
+        InstanceState::Error { cause } => (v1::InstanceState::Error, Some(cause)),
     };
+    let (exit_reason, exit_code) = cause.map_or((v1::ExitReason::Unspecified, 0), exit_reason);
     v1::Instance {
         id: instance.id.to_string(),
         driver: instance.driver.clone(),
         state: state.into(),
-        exit_cause,
+        exit_cause: cause.map(ToString::to_string).unwrap_or_default(),
+        exit_reason: exit_reason.into(),
+        exit_code,
         created_at: Some(timestamp(instance.created_at)),
         running_at: instance.running_at.map(timestamp),
         ended_at: instance.ended_at.map(timestamp),
     }
+}
+
+fn exit_reason(cause: &ExitCause) -> (v1::ExitReason, i64) {
+    match cause {
+        ExitCause::Exited { code } => (v1::ExitReason::Exited, *code),
+        ExitCause::Killed { signal } => (v1::ExitReason::Killed, i64::from(*signal)),
+        ExitCause::OutOfMemory => (v1::ExitReason::OutOfMemory, 0),
+        ExitCause::Removed => (v1::ExitReason::Removed, 0),
+        ExitCause::NotStarted => (v1::ExitReason::NotStarted, 0),
+        ExitCause::EngineGone => (v1::ExitReason::EngineGone, 0),
+        ExitCause::EngineStopped => (v1::ExitReason::EngineStopped, 0),
+        ExitCause::Unresponsive => (v1::ExitReason::Unresponsive, 0),
+        ExitCause::Unwatched => (v1::ExitReason::Unwatched, 0),
+    }
+}
+
+/// What becomes of an idle session's instance.
+#[must_use]
+pub const fn idle_action(action: IdleAction) -> v1::IdleAction {
+    match action {
+        IdleAction::Pause => v1::IdleAction::Pause,
+        IdleAction::Stop => v1::IdleAction::Stop,
+    }
+}
+
+/// What becomes of an idle session's instance, from the wire; `Ok(None)` where it was not said.
+///
+/// # Errors
+/// The number of an action that is not known here.
+pub fn idle_action_from(wire: i32) -> Result<Option<IdleAction>, i32> {
+    match v1::IdleAction::try_from(wire) {
+        Ok(v1::IdleAction::Unspecified) => Ok(None),
+        Ok(v1::IdleAction::Pause) => Ok(Some(IdleAction::Pause)),
+        Ok(v1::IdleAction::Stop) => Ok(Some(IdleAction::Stop)),
+        Err(_) => Err(wire),
+    }
+}
+
+fn attached(attached: &Attached) -> v1::Attached {
+    let to = match attached.to {
+        AttachedTo::Events => v1::AttachedTo::Events,
+        AttachedTo::Terminal => v1::AttachedTo::Terminal,
+    };
+    v1::Attached { client: attached.client.clone(), to: to.into(), since: Some(timestamp(attached.since)) }
 }
 
 /// A sum of usage.
@@ -200,6 +252,10 @@ pub fn session(view: &View) -> v1::Session {
             openagent_core::session::NetworkPolicy::None => "none".to_owned(),
         },
         step: view.step().map(|step| step.name().to_owned()).unwrap_or_default(),
+        idle_action: idle_action(session.idle_action).into(),
+        queue_position: view.queue_position,
+        unreachable_since: view.unreachable_since.map(timestamp),
+        attached: view.attached.iter().take(ATTACHED_MAX).map(attached).collect(),
     }
 }
 

@@ -42,6 +42,7 @@ impl v1::daemon_service_server::DaemonService for Daemon {
             running: u32::try_from(running).unwrap_or(u32::MAX),
             driver: Some(driver),
             memory_bytes: resident_bytes(),
+            ..v1::GetStatusResponse::default()
         }))
     }
 

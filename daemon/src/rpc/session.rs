@@ -67,6 +67,13 @@ impl Sessions {
                 0
             }),
         };
+        let idle_action = match convert::idle_action_from(request.idle_action) {
+            Ok(action) => action.unwrap_or(defaults.idle_action),
+            Err(unknown) => {
+                mistakes.push(format!("the idle action {unknown} is not known to this daemon"));
+                defaults.idle_action
+            }
+        };
         let agent = if request.agent.is_empty() { defaults.agent.clone() } else { request.agent };
         if let Err(mistake) = check_agent(&agent) {
             mistakes.push(mistake);
@@ -111,6 +118,7 @@ impl Sessions {
             permission_mode,
             permission_rules: vec![],
             idle_timeout_millis,
+            idle_action,
             created_at: clock::now(),
         })
     }

@@ -125,6 +125,9 @@ impl Actor {
             updated_at: info.updated_at.unwrap_or(record.session.created_at),
             last_seq: info.last_seq,
             pending: vec![],
+            queue_position: 0,
+            unreachable_since: None,
+            attached: vec![],
         }));
         let client = watch::Sender::new(None);
         let handle = SessionHandle { id, inputs: sender.clone(), view: view.subscribe(), client: client.subscribe() };
@@ -677,6 +680,9 @@ impl Actor {
             updated_at: info.updated_at.unwrap_or(self.record.session.created_at),
             last_seq: info.last_seq,
             pending: self.inbox.waiting().to_vec(),
+            queue_position: 0,
+            unreachable_since: None,
+            attached: vec![],
         });
         if **self.view.borrow() != *view {
             self.view.send_replace(Arc::clone(&view));

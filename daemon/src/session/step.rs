@@ -61,6 +61,7 @@ impl StepRun {
     async fn attempt(&self, step: Step) -> Result<Yield, Fault> {
         let (driver, id) = (&self.shared.driver, &self.session.id);
         match step {
+            Step::Admission => {}
             Step::Image => driver.ensure_image().await?,
             Step::Volume => driver.ensure_volumes(id).await?,
             Step::Create => {
@@ -158,7 +159,7 @@ impl StepRun {
                 self.shared.vault.remove_record(CREDENTIALS, id).await.map(drop).map_err(|error| error.fault())
             }
             Step::Volume => driver.remove_volumes(id).await,
-            Step::Image | Step::Workspace | Step::Register | Step::Keys | Step::Agent => Ok(()),
+            Step::Admission | Step::Image | Step::Workspace | Step::Register | Step::Keys | Step::Agent => Ok(()),
         }
     }
 }

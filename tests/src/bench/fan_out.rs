@@ -158,6 +158,7 @@ impl Daemon {
                 agent: "build".to_owned(),
                 permission_mode: PermissionMode::Ask,
                 idle_timeout_millis: 0,
+                idle_action: openagent_core::session::IdleAction::default(),
                 limits: Limits::default(),
             },
             started_at: clock::now(),
@@ -208,6 +209,7 @@ fn record(id: &SessionId) -> SessionRecord {
         permission_mode: PermissionMode::Ask,
         permission_rules: vec![],
         idle_timeout_millis: 0,
+        idle_action: openagent_core::session::IdleAction::default(),
         created_at: clock::now(),
     };
     SessionRecord { session, lifecycle: Lifecycle::default(), instance: None, keys_version: 0 }

@@ -186,7 +186,7 @@ impl Clients {
     /// # Panics
     /// When the daemon refuses.
     pub async fn follow_after(&mut self, id: &str, after_seq: u64) -> Events {
-        let request = v1::SubscribeRequest { session_id: id.to_owned(), after_seq, follow: true, deltas: true };
+        let request = v1::SubscribeRequest { session_id: id.to_owned(), after_seq, follow: true, deltas: true, client: "test".to_owned() };
         Events::new(self.event.subscribe(request).await.expect("the history is there").into_inner(), after_seq)
     }
 
@@ -195,7 +195,7 @@ impl Clients {
     /// # Panics
     /// When the daemon refuses.
     pub async fn history(&mut self, id: &str) -> Vec<v1::Event> {
-        let request = v1::SubscribeRequest { session_id: id.to_owned(), after_seq: 0, follow: false, deltas: false };
+        let request = v1::SubscribeRequest { session_id: id.to_owned(), after_seq: 0, follow: false, deltas: false, client: String::new() };
         let stream = self.event.subscribe(request).await.expect("the history is there").into_inner();
         let mut events = Events::new(stream, 0);
         while events.next(PATIENCE).await.is_some() {}

@@ -47,6 +47,7 @@ impl Shell {
             offset_bytes,
             read_only: false,
             size: Some(SIZE),
+            client: "test".to_owned(),
         };
         requests.send(v1::AttachTerminalRequest { request: Some(Request::Attach(attach)) }).await.expect("the channel has room");
         let responses = clients.terminal.attach_terminal(ReceiverStream::new(stream)).await.expect("the terminal is there").into_inner();

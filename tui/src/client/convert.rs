@@ -114,6 +114,7 @@ fn instance_state(state: v1::InstanceState) -> &'static str {
         v1::InstanceState::Unspecified => "unknown",
         v1::InstanceState::Provisioning => "provisioning",
         v1::InstanceState::Running => "running",
+        v1::InstanceState::Paused => "paused",
         v1::InstanceState::Terminated => "terminated",
         v1::InstanceState::Error => "error",
     }
@@ -272,6 +273,7 @@ pub(super) fn create_request(new: NewSession) -> v1::CreateSessionRequest {
             seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             nanos: i32::try_from(timeout.subsec_nanos()).unwrap_or_default(),
         }),
+        idle_action: v1::IdleAction::Unspecified.into(),
     }
 }
 

@@ -116,8 +116,9 @@ fn instance(instance: v1::Instance) -> Result<Instance, Unreadable> {
         state: match instance.state() {
             v1::InstanceState::Provisioning => InstanceState::Provisioning,
             v1::InstanceState::Running => InstanceState::Running,
+            v1::InstanceState::Paused => InstanceState::Paused,
             v1::InstanceState::Terminated => InstanceState::Terminated,
-            v1::InstanceState::Error => InstanceState::Error { cause: exit_cause(&instance.exit_cause)? },
+            v1::InstanceState::Error => InstanceState::Error { cause: exit_cause(&instance)? },
             v1::InstanceState::Unspecified => return Err(Unreadable::Unknown("the instance's state")),
         },
         driver: instance.driver,
@@ -128,10 +129,19 @@ fn instance(instance: v1::Instance) -> Result<Instance, Unreadable> {
 }
 
 /// The cause travels as its sentence, which is made for people; the domain's own words are the ones to compare with.
-fn exit_cause(text: &str) -> Result<ExitCause, Unreadable> {
-    let plain = [ExitCause::OutOfMemory, ExitCause::Removed, ExitCause::NotStarted, ExitCause::EngineGone];
-    let exited = || text.rsplit(' ').next()?.parse().ok().map(|code| ExitCause::Exited { code });
-    plain.into_iter().chain(exited()).find(|cause| cause.to_string() == text).ok_or(Unreadable::Unknown("what ended the instance"))
+fn exit_cause(instance: &v1::Instance) -> Result<ExitCause, Unreadable> {
+    Ok(match instance.exit_reason() {
+        v1::ExitReason::Exited => ExitCause::Exited { code: instance.exit_code },
+        v1::ExitReason::Killed => ExitCause::Killed { signal: i32::try_from(instance.exit_code).unwrap_or_default() },
+        v1::ExitReason::OutOfMemory => ExitCause::OutOfMemory,
+        v1::ExitReason::Removed => ExitCause::Removed,
+        v1::ExitReason::NotStarted => ExitCause::NotStarted,
+        v1::ExitReason::EngineGone => ExitCause::EngineGone,
+        v1::ExitReason::EngineStopped => ExitCause::EngineStopped,
+        v1::ExitReason::Unresponsive => ExitCause::Unresponsive,
+        v1::ExitReason::Unwatched => ExitCause::Unwatched,
+        v1::ExitReason::Unspecified => return Err(Unreadable::Unknown("what ended the instance")),
+    })
 }
 
 fn step_event(event: v1::StepEvent) -> Result<EventKind, Unreadable> {
