@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod engine;
+pub mod engine_proxy;
 pub mod events;
 pub mod leak;
 pub mod pty;
