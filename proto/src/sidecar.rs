@@ -47,6 +47,8 @@ pub mod env {
     pub const AGENT_UID: &str = "OPENAGENT_AGENT_UID";
     /// Path of the OpenCode program.
     pub const OPENCODE: &str = "OPENAGENT_OPENCODE";
+    /// Largest size of the journal, in bytes: from 8 MiB to 1 TiB. Absent: 64 MiB.
+    pub const JOURNAL_MAX_BYTES: &str = "OPENAGENT_JOURNAL_MAX_BYTES";
 }
 
 /// Paths of the control API.
@@ -245,6 +247,9 @@ pub struct Health {
     pub uptime_ms: u64,
     /// Of the sidecar.
     pub version: String,
+    /// [`PROTOCOL`] of the sidecar; 0 from one that does not say.
+    #[serde(default)]
+    pub protocol: u32,
     /// The agent's server process.
     pub agent: AgentHealth,
 }
@@ -387,6 +392,10 @@ pub struct StartAgent {
     pub allow: Vec<AllowRule>,
     /// Providers that the agent may use.
     pub providers: Vec<AgentProvider>,
+    /// No session is at work yet: the agent comes up and gets its slow first prompt behind it, without a word in the journal. A later start without
+    /// this takes it over, with the workspace as it is then; fast, unless what the agent is configured with has changed.
+    #[serde(default)]
+    pub warm: bool,
 }
 
 /// Acts of `permission` that match `pattern` are allowed.

@@ -197,6 +197,7 @@ fn start(provider: AgentProvider) -> StartAgent {
         permission_mode: "ask".into(),
         allow: Vec::new(),
         providers: vec![provider],
+        warm: false,
     }
 }
 

@@ -62,7 +62,7 @@ impl StepRun {
         let (driver, id) = (&self.shared.driver, &self.session.id);
         match step {
             Step::Admission => {}
-            Step::Image => driver.ensure_image().await?,
+            Step::Image => drop(driver.ensure_image().await?),
             Step::Volume => driver.ensure_volumes(id).await?,
             Step::Create => {
                 let (token, token_sha256) = registration_token();
@@ -124,6 +124,7 @@ impl StepRun {
             permission_mode: session.permission_mode.name().to_owned(),
             allow,
             providers: catalogue.providers().iter().filter(usable).map(agent_provider).collect(),
+            warm: false,
         }
     }
 

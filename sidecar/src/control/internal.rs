@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use openagent_core::time::Timestamp;
-use openagent_proto::sidecar::{ErrorCode, Health, Ready, Shutdown, ShuttingDown};
+use openagent_proto::sidecar::{ErrorCode, PROTOCOL, Health, Ready, Shutdown, ShuttingDown};
 use time::OffsetDateTime;
 
 use super::body::OptionalJsonBody;
@@ -28,6 +28,7 @@ pub async fn health(State(Control(parts)): State<Control>) -> Json<Health> {
         timestamp: now(),
         uptime_ms: u64::try_from(parts.started_at.elapsed().as_millis()).unwrap_or(u64::MAX),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: PROTOCOL,
         agent: parts.agent.health(),
     })
 }

@@ -220,6 +220,7 @@ mod tests {
                 needs_key: true,
                 models: vec![model("large", 3_000_000), model("small", 250_000), model("free", 0)],
             }],
+            warm: false,
         }
     }
 
