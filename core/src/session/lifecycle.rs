@@ -2,32 +2,45 @@
 //!
 //! ```text
 //! Stopped  --Start--> Starting
+//! Stopped  --Claim--> Starting
 //! Failed   --Start--> Starting
+//! Resting  --Start--> Starting
+//! Resting  --Prompted--> Starting
 //! Starting --StepDone--> Starting | Active
 //! Starting --StepFailed--> Unwinding
+//! Starting --Interrupted--> Unwinding
 //! Starting --InstanceEnded--> Unwinding
 //! Starting --Stop--> Unwinding
 //! Starting --Remove--> Unwinding
-//! Active   --IdleTimeout--> Idle
+//! Active   --IdleTimeout--> Idle | Unwinding
 //! Active   --Stop--> Unwinding
 //! Active   --Remove--> Unwinding
 //! Active   --InstanceEnded--> Unwinding
-//! Idle     --Prompted--> Active
-//! Idle     --Start--> Active
+//! Idle     --Prompted--> Waking
+//! Idle     --Start--> Waking
+//! Idle     --Yield--> Unwinding
 //! Idle     --Stop--> Unwinding
 //! Idle     --Remove--> Unwinding
 //! Idle     --InstanceEnded--> Unwinding
+//! Waking   --Woken--> Active
+//! Waking   --WakeFailed--> Idle
+//! Waking   --Stop--> Unwinding
+//! Waking   --Remove--> Unwinding
+//! Waking   --InstanceEnded--> Unwinding
 //! Stopped  --Remove--> Unwinding
+//! Resting  --Stop--> Stopped
+//! Resting  --Remove--> Unwinding
 //! Failed   --Stop--> Stopped
 //! Failed   --Remove--> Unwinding
-//! Unwinding --Unwound--> Stopped | Failed | Removed
+//! Unwinding --Unwound--> Stopped | Failed | Removed | Resting | Starting
 //! ```
-//! `Starting` shows as `creating` until the sidecar has registered and as `active` from then on. `Unwinding` undoes, top down, what the
-//! instance holds; it shows as what it was, so that nothing is called stopped that still runs. The list of what to undo is data in the state.
+//! `Starting` shows as `creating` until the sidecar has registered and as `active` from then on. `Idle` has a frozen instance and `Resting` none; both show as
+//! `idle`, and a prompt wakes either. An instance that is lost while nothing is asked of it takes nothing with it: the session rests. `Unwinding` undoes, top
+//! down, what the instance holds; it shows as what it was, so that nothing is called stopped that still runs. The list of what to undo is data in the state.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Status, Step};
+use super::{Fault, IdleAction, Status, Step};
 use crate::id::InstanceId;
 
 /// State of a session, with the data that is valid in it.
@@ -46,11 +59,18 @@ pub enum State {
         /// The instance.
         instance: InstanceId,
     },
-    /// As active, but at rest for the idle timeout.
+    /// At rest for the idle timeout, the instance frozen or about to be.
     Idle {
         /// The instance.
         instance: InstanceId,
     },
+    /// The frozen instance is being thawed.
+    Waking {
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// At rest without an instance, which the next prompt makes.
+    Resting,
     /// What an instance holds is being undone.
     Unwinding {
         /// What is shown meanwhile.
@@ -80,6 +100,10 @@ pub enum Rest {
         /// What failed.
         fault: Fault,
     },
+    /// To idle without an instance.
+    Resting,
+    /// To a new instance.
+    Again,
     /// To nothing, as soon as the rest of it is undone, too: it was asked for while something else was being undone.
     RemovedNext,
     /// To nothing.
@@ -91,22 +115,32 @@ pub enum Rest {
 pub enum Input {
     /// It is to have an instance: the given one, if it needs a new one.
     Start(InstanceId),
+    /// It is new and gets an instance that was prepared before it, up to a running agent.
+    Claim(InstanceId),
     /// A step of the ladder is done.
     StepDone(InstanceId, Step),
     /// A step of the ladder failed.
     StepFailed(InstanceId, Step, Fault),
-    /// A prompt arrived.
-    Prompted,
+    /// The daemon ended while the ladder was climbed, and is back.
+    Interrupted,
+    /// A prompt arrived; with the instance to make, if it needs a new one.
+    Prompted(InstanceId),
     /// It was at rest for its idle timeout.
-    IdleTimeout,
+    IdleTimeout(IdleAction),
+    /// Another session waits for the room that this one takes.
+    Yield,
+    /// Its instance was thawed.
+    Woken(InstanceId),
+    /// Its instance could not be thawed.
+    WakeFailed(InstanceId),
     /// It is to have no instance.
     Stop,
     /// It is to be removed with everything it holds.
     Remove,
     /// Its instance ended by itself.
     InstanceEnded(InstanceId, Fault),
-    /// Everything was undone.
-    Unwound,
+    /// Everything was undone; with the instance to make, if one is to follow.
+    Unwound(InstanceId),
 }
 
 /// What is to be done, in this order. Effects run elsewhere and come back as inputs.
@@ -114,6 +148,10 @@ pub enum Input {
 pub enum Effect {
     /// Do a step of the ladder.
     Run(InstanceId, Step),
+    /// Freeze the instance.
+    Freeze(InstanceId),
+    /// Thaw the instance.
+    Wake(InstanceId),
     /// Undo steps, in this order.
     Unwind(Option<InstanceId>, Vec<Step>),
     /// Tell that the status changed.
@@ -184,7 +222,7 @@ impl Lifecycle {
                 }
             }
             State::Active { .. } => Status::Active,
-            State::Idle { .. } => Status::Idle,
+            State::Idle { .. } | State::Waking { .. } | State::Resting => Status::Idle,
             State::Unwinding { shown, .. } => *shown,
             State::Stopped | State::Removed => Status::Stopped,
             State::Failed { .. } => Status::Error,
@@ -199,6 +237,8 @@ impl Lifecycle {
             State::Starting { .. }
             | State::Active { .. }
             | State::Idle { .. }
+            | State::Waking { .. }
+            | State::Resting
             | State::Unwinding { .. }
             | State::Stopped
             | State::Removed => None,
@@ -209,26 +249,56 @@ impl Lifecycle {
     #[must_use]
     pub const fn instance(&self) -> Option<&InstanceId> {
         match &self.state {
-            State::Starting { instance, .. } | State::Active { instance } | State::Idle { instance } => Some(instance),
-            State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => None,
+            State::Starting { instance, .. } | State::Active { instance } | State::Idle { instance } | State::Waking { instance } => {
+                Some(instance)
+            }
+            State::Resting | State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => None,
         }
+    }
+
+    /// Whether it holds, or may hold, what an instance needs to run.
+    #[must_use]
+    pub const fn holds_instance(&self) -> bool {
+        self.instance().is_some() || matches!(self.state, State::Unwinding { .. })
     }
 
     /// Takes one input into account.
     pub fn apply(&mut self, input: Input) -> (Reply, Vec<Effect>) {
         let shown = self.status();
         match (&self.state, input) {
-            (State::Stopped | State::Failed { .. }, Input::Start(instance)) => {
-                self.state = State::Starting { instance: instance.clone(), step: Step::Image };
-                (Reply::Accepted, vec![Effect::Show, Effect::Run(instance, Step::Image)])
+            (State::Stopped | State::Failed { .. } | State::Resting, Input::Start(instance))
+            | (State::Resting, Input::Prompted(instance)) => self.begin(instance, Step::Admission),
+            (State::Stopped, Input::Claim(instance)) if !self.workspace_ready => self.begin(instance, Step::Workspace),
+            (
+                State::Starting { .. }
+                | State::Active { .. }
+                | State::Idle { .. }
+                | State::Waking { .. }
+                | State::Resting
+                | State::Unwinding { .. }
+                | State::Stopped
+                | State::Failed { .. }
+                | State::Removed,
+                Input::Claim(_),
+            ) => (Reply::Ignored("only a new session takes a prepared instance"), vec![]),
+            (
+                State::Starting { .. } | State::Active { .. } | State::Waking { .. } | State::Unwinding { rest: Rest::Again, .. },
+                Input::Start(_),
+            ) => (Reply::AlreadySo, vec![]),
+            (State::Idle { instance }, Input::Start(_) | Input::Prompted(_)) => {
+                let instance = instance.clone();
+                self.state = State::Waking { instance: instance.clone() };
+                (Reply::Accepted, vec![Effect::Wake(instance)])
             }
-            (State::Starting { .. } | State::Active { .. }, Input::Start(_)) => (Reply::AlreadySo, vec![]),
-            (State::Idle { instance }, Input::Start(_) | Input::Prompted) => {
-                self.state = State::Active { instance: instance.clone() };
-                (Reply::Accepted, vec![Effect::Show])
+            (State::Unwinding { rest: Rest::Resting, .. }, Input::Start(_) | Input::Prompted(_)) => {
+                self.state = State::Unwinding { shown, rest: Rest::Again };
+                (Reply::Accepted, vec![])
             }
-            (State::Unwinding { .. } | State::Removed, Input::Start(_))
-            | (State::Unwinding { rest: Rest::Stopped | Rest::RemovedNext | Rest::Removed, .. } | State::Removed, Input::Prompted) => {
+            (
+                State::Unwinding { rest: Rest::Stopped | Rest::Failed { .. } | Rest::RemovedNext | Rest::Removed, .. } | State::Removed,
+                Input::Start(_),
+            )
+            | (State::Unwinding { rest: Rest::Stopped | Rest::RemovedNext | Rest::Removed, .. } | State::Removed, Input::Prompted(_)) => {
                 (settling(), vec![])
             }
 
@@ -241,6 +311,8 @@ impl Lifecycle {
             (
                 State::Active { .. }
                 | State::Idle { .. }
+                | State::Waking { .. }
+                | State::Resting
                 | State::Unwinding { .. }
                 | State::Stopped
                 | State::Failed { .. }
@@ -248,33 +320,91 @@ impl Lifecycle {
                 Input::StepDone(..) | Input::StepFailed(..),
             ) => (Reply::Ignored("the ladder is no longer climbed"), vec![]),
 
-            (State::Starting { .. } | State::Active { .. }, Input::Prompted) => (Reply::Accepted, vec![]),
-            (State::Stopped, Input::Prompted) => {
-                (Reply::Denied(Fault::new("SESSION_STOPPED", "the session is stopped", "resume it first: openagent resume ID")), vec![])
-            }
-            (State::Failed { fault } | State::Unwinding { rest: Rest::Failed { fault }, .. }, Input::Prompted) => {
-                (Reply::Denied(in_error(fault)), vec![])
-            }
-
-            (State::Active { instance }, Input::IdleTimeout) => {
-                self.state = State::Idle { instance: instance.clone() };
-                (Reply::Accepted, vec![Effect::Show])
+            (State::Starting { .. }, Input::Interrupted) => {
+                let undo = self.held(None);
+                self.unwind(shown, undo, Rest::Again)
             }
             (
-                State::Starting { .. }
+                State::Active { .. }
                 | State::Idle { .. }
+                | State::Waking { .. }
+                | State::Resting
                 | State::Unwinding { .. }
                 | State::Stopped
                 | State::Failed { .. }
                 | State::Removed,
-                Input::IdleTimeout,
-            ) => (Reply::Ignored("only an active session can become idle"), vec![]),
+                Input::Interrupted,
+            ) => (Reply::Ignored("the ladder was not climbed"), vec![]),
 
-            (State::Starting { .. } | State::Active { .. } | State::Idle { .. }, Input::Stop) => {
+            (
+                State::Starting { .. } | State::Active { .. } | State::Waking { .. } | State::Unwinding { rest: Rest::Again, .. },
+                Input::Prompted(_),
+            ) => (Reply::Accepted, vec![]),
+            (State::Stopped, Input::Prompted(_)) => {
+                (Reply::Denied(Fault::new("SESSION_STOPPED", "the session is stopped", "resume it first: openagent resume ID")), vec![])
+            }
+            (State::Failed { fault } | State::Unwinding { rest: Rest::Failed { fault }, .. }, Input::Prompted(_)) => {
+                (Reply::Denied(in_error(fault)), vec![])
+            }
+
+            (State::Active { instance }, Input::IdleTimeout(IdleAction::Pause)) => {
+                let instance = instance.clone();
+                self.state = State::Idle { instance: instance.clone() };
+                (Reply::Accepted, vec![Effect::Show, Effect::Freeze(instance)])
+            }
+            (State::Active { .. }, Input::IdleTimeout(IdleAction::Stop)) | (State::Idle { .. }, Input::Yield) => {
+                let undo = self.held(None);
+                self.unwind(Status::Idle, undo, Rest::Resting)
+            }
+            (
+                State::Starting { .. }
+                | State::Idle { .. }
+                | State::Waking { .. }
+                | State::Resting
+                | State::Unwinding { .. }
+                | State::Stopped
+                | State::Failed { .. }
+                | State::Removed,
+                Input::IdleTimeout(_),
+            ) => (Reply::Ignored("only an active session can become idle"), vec![]),
+            (
+                State::Starting { .. }
+                | State::Active { .. }
+                | State::Waking { .. }
+                | State::Resting
+                | State::Unwinding { .. }
+                | State::Stopped
+                | State::Failed { .. }
+                | State::Removed,
+                Input::Yield,
+            ) => (Reply::Ignored("only an idle session has room to give"), vec![]),
+
+            (State::Waking { instance }, Input::Woken(of)) if *instance == of => {
+                self.state = State::Active { instance: of };
+                (Reply::Accepted, vec![Effect::Show])
+            }
+            (State::Waking { instance }, Input::WakeFailed(of)) if *instance == of => {
+                self.state = State::Idle { instance: of };
+                (Reply::Accepted, vec![])
+            }
+            (
+                State::Starting { .. }
+                | State::Active { .. }
+                | State::Idle { .. }
+                | State::Waking { .. }
+                | State::Resting
+                | State::Unwinding { .. }
+                | State::Stopped
+                | State::Failed { .. }
+                | State::Removed,
+                Input::Woken(_) | Input::WakeFailed(_),
+            ) => (Reply::Ignored(OTHER_INSTANCE), vec![]),
+
+            (State::Starting { .. } | State::Active { .. } | State::Idle { .. } | State::Waking { .. }, Input::Stop) => {
                 let undo = self.held(None);
                 self.unwind(shown, undo, Rest::Stopped)
             }
-            (State::Failed { .. }, Input::Stop) => {
+            (State::Failed { .. } | State::Resting, Input::Stop) => {
                 self.state = State::Stopped;
                 (Reply::Accepted, vec![Effect::Show])
             }
@@ -282,12 +412,21 @@ impl Lifecycle {
                 State::Stopped | State::Unwinding { rest: Rest::Stopped | Rest::RemovedNext | Rest::Removed, .. } | State::Removed,
                 Input::Stop,
             ) => (Reply::AlreadySo, vec![]),
-            (State::Unwinding { rest: Rest::Failed { .. }, .. }, Input::Stop) => {
+            (State::Unwinding { rest: Rest::Failed { .. } | Rest::Resting | Rest::Again, .. }, Input::Stop) => {
                 self.state = State::Unwinding { shown, rest: Rest::Stopped };
                 (Reply::Accepted, vec![])
             }
 
-            (State::Starting { .. } | State::Active { .. } | State::Idle { .. } | State::Stopped | State::Failed { .. }, Input::Remove) => {
+            (
+                State::Starting { .. }
+                | State::Active { .. }
+                | State::Idle { .. }
+                | State::Waking { .. }
+                | State::Resting
+                | State::Stopped
+                | State::Failed { .. },
+                Input::Remove,
+            ) => {
                 let mut undo = self.held(None);
                 undo.retain(|step| *step != Step::Volume);
                 undo.push(Step::Volume);
@@ -296,21 +435,30 @@ impl Lifecycle {
             (State::Unwinding { rest: Rest::RemovedNext | Rest::Removed, .. } | State::Removed, Input::Remove) => {
                 (Reply::AlreadySo, vec![])
             }
-            (State::Unwinding { rest: Rest::Stopped | Rest::Failed { .. }, .. }, Input::Remove) => {
+            (State::Unwinding { rest: Rest::Stopped | Rest::Failed { .. } | Rest::Resting | Rest::Again, .. }, Input::Remove) => {
                 self.state = State::Unwinding { shown, rest: Rest::RemovedNext };
                 (Reply::Accepted, vec![])
             }
 
-            (State::Starting { instance, .. } | State::Active { instance } | State::Idle { instance }, Input::InstanceEnded(of, fault))
-                if *instance == of =>
-            {
+            (State::Starting { instance, .. } | State::Active { instance }, Input::InstanceEnded(of, fault)) if *instance == of => {
                 let undo = self.held(None);
                 self.unwind(shown, undo, Rest::Failed { fault })
+            }
+            // Nothing was being done in it: nothing is lost.
+            (State::Idle { instance }, Input::InstanceEnded(of, _)) if *instance == of => {
+                let undo = self.held(None);
+                self.unwind(shown, undo, Rest::Resting)
+            }
+            (State::Waking { instance }, Input::InstanceEnded(of, _)) if *instance == of => {
+                let undo = self.held(None);
+                self.unwind(shown, undo, Rest::Again)
             }
             (
                 State::Starting { .. }
                 | State::Active { .. }
                 | State::Idle { .. }
+                | State::Waking { .. }
+                | State::Resting
                 | State::Unwinding { .. }
                 | State::Stopped
                 | State::Failed { .. }
@@ -318,20 +466,34 @@ impl Lifecycle {
                 Input::InstanceEnded(..),
             ) => (Reply::Ignored(OTHER_INSTANCE), vec![]),
 
-            (State::Unwinding { rest: Rest::RemovedNext, .. }, Input::Unwound) => self.unwind(shown, vec![Step::Volume], Rest::Removed),
-            (State::Unwinding { rest, .. }, Input::Unwound) => {
+            (State::Unwinding { rest: Rest::RemovedNext, .. }, Input::Unwound(_)) => self.unwind(shown, vec![Step::Volume], Rest::Removed),
+            (State::Unwinding { rest: Rest::Again, .. }, Input::Unwound(instance)) => self.begin(instance, Step::Admission),
+            (State::Unwinding { rest, .. }, Input::Unwound(_)) => {
                 self.state = match rest.clone() {
                     Rest::Stopped => State::Stopped,
                     Rest::Failed { fault } => State::Failed { fault },
+                    Rest::Resting | Rest::Again => State::Resting,
                     Rest::RemovedNext | Rest::Removed => State::Removed,
                 };
                 (Reply::Accepted, vec![Effect::Show])
             }
             (
-                State::Starting { .. } | State::Active { .. } | State::Idle { .. } | State::Stopped | State::Failed { .. } | State::Removed,
-                Input::Unwound,
+                State::Starting { .. }
+                | State::Active { .. }
+                | State::Idle { .. }
+                | State::Waking { .. }
+                | State::Resting
+                | State::Stopped
+                | State::Failed { .. }
+                | State::Removed,
+                Input::Unwound(_),
             ) => (Reply::Ignored("nothing was being undone"), vec![]),
         }
+    }
+
+    fn begin(&mut self, instance: InstanceId, step: Step) -> (Reply, Vec<Effect>) {
+        self.state = State::Starting { instance: instance.clone(), step };
+        (Reply::Accepted, vec![Effect::Show, Effect::Run(instance, step)])
     }
 
     fn climb(&mut self, done: Step) -> (Reply, Vec<Effect>) {
@@ -367,8 +529,8 @@ impl Lifecycle {
     fn held(&self, failed_at: Option<Step>) -> Vec<Step> {
         let reached = match &self.state {
             State::Starting { step, .. } => failed_at.unwrap_or(*step),
-            State::Active { .. } | State::Idle { .. } => Step::Agent,
-            State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => return vec![],
+            State::Active { .. } | State::Idle { .. } | State::Waking { .. } => Step::Agent,
+            State::Resting | State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => return vec![],
         };
         let mut undo = vec![];
         for step in [Step::Start, Step::Create] {
