@@ -88,6 +88,8 @@ pub enum Observed {
     Created,
     /// Its sidecar runs.
     Running,
+    /// It is frozen: everything is in memory as it was, and nothing runs.
+    Paused,
     /// It has ended and is not removed yet.
     Ended(ExitCause),
 }
@@ -112,7 +114,7 @@ pub struct Owned {
     pub instance: Option<InstanceId>,
     /// What it is.
     pub kind: OwnedKind,
-    /// It runs now.
+    /// It runs now, or is frozen.
     pub running: bool,
 }
 
@@ -127,11 +129,14 @@ pub trait Driver: Send + Sync {
     /// One line about the engine, such as `Docker 20.10.24, runc`, when it answers.
     fn health(&self) -> BoxFuture<'_, Result<String, Fault>>;
 
-    /// Checks that the image, or the programs, are present.
-    fn ensure_image(&self) -> BoxFuture<'_, Result<(), Fault>>;
+    /// Checks that the image, or the programs, are present; gives what identifies them. Instances made under another identity are out of date.
+    fn ensure_image(&self) -> BoxFuture<'_, Result<String, Fault>>;
 
     /// Makes the session's volumes. Idempotent.
     fn ensure_volumes<'a>(&'a self, session: &'a SessionId) -> BoxFuture<'a, Result<(), Fault>>;
+
+    /// Which of the session's [`VOLUMES`] do not exist, by the first name of the pair.
+    fn missing_volumes<'a>(&'a self, session: &'a SessionId) -> BoxFuture<'a, Result<Vec<&'static str>, Fault>>;
 
     /// Removes the session's volumes with what they hold. Idempotent.
     fn remove_volumes<'a>(&'a self, session: &'a SessionId) -> BoxFuture<'a, Result<(), Fault>>;
@@ -139,13 +144,20 @@ pub trait Driver: Send + Sync {
     /// Makes the instance without starting it. Idempotent for the same instance.
     fn create(&self, spec: InstanceSpec) -> BoxFuture<'_, Result<(), Fault>>;
 
-    /// Starts a created instance. Idempotent.
+    /// Starts a created instance, and wakes a paused one. Idempotent.
     fn start<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>>;
 
-    /// Asks the instance to end, and ends it by force after `grace`. Idempotent.
+    /// Freezes a running instance: its memory stays, and nothing of it runs until [`Driver::wake`]. A stream to it stays open and is silent, also
+    /// one that is dialled now: cut them first. Idempotent.
+    fn pause<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>>;
+
+    /// Lets a paused instance go on where it was. Idempotent: one that runs is fine.
+    fn wake<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>>;
+
+    /// Asks the instance to end, and ends it by force after `grace`; a paused one is woken for it. Idempotent.
     fn stop<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), Fault>>;
 
-    /// Removes the instance, running or not; volumes stay. Idempotent.
+    /// Removes the instance, running, paused or not; volumes stay. Idempotent.
     fn remove<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>>;
 
     /// A new stream to the sidecar, its preamble sent. Waits, at most [`DIAL_PATIENCE`], for a sidecar that was just started.
@@ -154,7 +166,9 @@ pub trait Driver: Send + Sync {
     /// What is the case with the instance.
     fn inspect<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<Observed, Fault>>;
 
-    /// Resolves when the instance is not running, with what ended it. At once when it is not running already.
+    /// Resolves when the instance has ended, with what ended it; at once when it has already. One that is paused, or not started yet, goes on being
+    /// watched. [`ExitCause::EngineGone`] is an engine that cannot be reached for minutes, and [`ExitCause::EngineStopped`] one that was away, or is
+    /// going, when the instance ended. Dropping the future ends the watch; watching costs nothing while nothing happens.
     fn ended<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, ExitCause>;
 
     /// The last output of the sidecar, at most `max_bytes`, for people; empty when there is none.

@@ -49,6 +49,12 @@ const VOLUME_PATIENCE: Duration = Duration::from_secs(10);
 /// Runtimes whose containers share the kernel, so that a socket may reach through a mount.
 const SHARED_KERNEL_RUNTIMES: [&str; 3] = ["runc", "crun", "io.containerd.runc.v2"];
 
+/// Exit code of a process that a signal killed, without the signal's number.
+const SIGNAL_BASE: i64 = 128;
+
+/// Exit code of a process that the engine lost sight of; the sidecar has no such code of its own.
+const LOST_EXIT: i64 = 255;
+
 /// Lines of the sidecar's output that are fetched at most.
 const LOG_LINES: &str = "200";
 
@@ -90,6 +96,7 @@ fn not_running(instance: &InstanceId, observed: &Observed) -> Fault {
         Observed::Missing => "it was removed".to_owned(),
         Observed::Created => "it was not started".to_owned(),
         Observed::Running => "it is only starting".to_owned(),
+        Observed::Paused => "it is paused".to_owned(),
         Observed::Ended(cause) => cause.to_string(),
     };
     Fault::new("INSTANCE_NOT_RUNNING", format!("container {} is not running: {what}", container_name(instance)), "resume the session")
@@ -98,16 +105,27 @@ fn not_running(instance: &InstanceId, observed: &Observed) -> Fault {
 /// What an engine's account of a container means.
 fn observed(state: Option<&ContainerState>) -> Observed {
     let Some(state) = state else { return Observed::Created };
-    if state.running == Some(true) {
-        return Observed::Running;
+    match state.status {
+        // Also while it still runs: somebody is removing it by force.
+        Some(ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD) => return Observed::Ended(ExitCause::Removed),
+        Some(ContainerStateStatusEnum::CREATED) => return Observed::Created,
+        Some(ContainerStateStatusEnum::PAUSED) => return Observed::Paused,
+        _ if state.paused == Some(true) => return Observed::Paused,
+        _ if state.running == Some(true) => return Observed::Running,
+        _ => {}
     }
-    if state.status == Some(ContainerStateStatusEnum::CREATED) {
-        return Observed::Created;
-    }
-    let code = state.exit_code.unwrap_or(-1);
     // Newer engines set the flag for children too, and for good; only a killed main process ended for lack of memory.
-    let starved = state.oom_killed == Some(true) && code == 137;
-    Observed::Ended(if starved { ExitCause::OutOfMemory } else { ExitCause::Exited { code } })
+    let starved = state.oom_killed == Some(true) && state.exit_code == Some(137);
+    Observed::Ended(match state.exit_code {
+        _ if starved => ExitCause::OutOfMemory,
+        // What an engine says of a process that it lost sight of: it was away when the machine, or what runs containers, was restarted.
+        Some(LOST_EXIT) => ExitCause::EngineStopped,
+        Some(code) => match i32::try_from(code - SIGNAL_BASE) {
+            Ok(signal @ 1..=64) => ExitCause::Killed { signal },
+            _ => ExitCause::Exited { code },
+        },
+        None => ExitCause::Unwatched,
+    })
 }
 
 impl DockerDriver {
@@ -185,6 +203,45 @@ impl DockerDriver {
             Err(error) if error.status() == Some(404) => Ok(Observed::Missing),
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn freeze(&self, instance: &InstanceId) -> Result<(), Fault> {
+        let client = self.engine.client()?;
+        let name = container_name(instance);
+        let Err(error) = self.engine.call("pausing the container", CALL_LIMIT, client.pause_container(&name)).await else { return Ok(()) };
+        // Engines differ in what they answer when it is so already.
+        match self.observe(instance).await? {
+            Observed::Paused => Ok(()),
+            Observed::Running => Err(error.into()),
+            other => Err(not_running(instance, &other)),
+        }
+    }
+
+    async fn thaw(&self, instance: &InstanceId) -> Result<(), Fault> {
+        let client = self.engine.client()?;
+        let name = container_name(instance);
+        let Err(error) = self.engine.call("waking the container", CALL_LIMIT, client.unpause_container(&name)).await else { return Ok(()) };
+        match self.observe(instance).await? {
+            Observed::Running => Ok(()),
+            Observed::Paused => Err(error.into()),
+            other => Err(not_running(instance, &other)),
+        }
+    }
+
+    async fn halt(&self, instance: &InstanceId, grace: Duration) -> Result<(), Fault> {
+        let limit = grace + CALL_LIMIT;
+        let client = self.engine.client()?.with_timeout(limit);
+        let seconds = i32::try_from(grace.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::default().t(seconds).build();
+        let name = container_name(instance);
+        let stop = || self.engine.call("stopping the container", limit, client.stop_container(&name, Some(options.clone())));
+        let stopped = stop().await.or_else(|error| error.unless(&[404]));
+        // Some engines refuse to stop what is paused; and those that do not would wait for it in vain.
+        if stopped.is_err() && self.observe(instance).await? == Observed::Paused {
+            self.thaw(instance).await?;
+            return stop().await.or_else(|error| error.unless(&[404])).map_err(Fault::from);
+        }
+        stopped.map_err(Fault::from)
     }
 
     /// Removes a container; one that is being removed already is waited for.
@@ -321,7 +378,7 @@ impl DockerDriver {
             let condition = match self.observe(instance).await {
                 Ok(Observed::Missing) => return ExitCause::Removed,
                 Ok(Observed::Ended(cause)) => return cause,
-                Ok(Observed::Running) => "not-running",
+                Ok(Observed::Running | Observed::Paused) => "not-running",
                 Ok(Observed::Created) => "next-exit",
                 Err(fault) => {
                     let since = *silent_since.get_or_insert_with(Instant::now);
@@ -383,13 +440,28 @@ impl Driver for DockerDriver {
         })
     }
 
-    fn ensure_image(&self) -> BoxFuture<'_, Result<(), Fault>> {
+    fn ensure_image(&self) -> BoxFuture<'_, Result<String, Fault>> {
         Box::pin(async move {
             let client = self.engine.client()?;
             match self.engine.call("looking for the image", ASK_LIMIT, client.inspect_image(&self.options.image)).await {
                 Err(error) if error.status() == Some(404) => Err(image_missing(&self.options.image)),
-                other => other.map(drop).map_err(Fault::from),
+                other => Ok(other?.id.unwrap_or_else(|| self.options.image.clone())),
             }
+        })
+    }
+
+    fn missing_volumes<'a>(&'a self, session: &'a SessionId) -> BoxFuture<'a, Result<Vec<&'static str>, Fault>> {
+        Box::pin(async move {
+            let client = self.engine.client()?;
+            let mut missing = vec![];
+            for (volume, _) in VOLUMES {
+                let name = volume_name(session, volume);
+                match self.engine.call("looking for a volume", ASK_LIMIT, client.inspect_volume(&name)).await {
+                    Err(error) if error.status() == Some(404) => missing.push(volume),
+                    other => drop(other?),
+                }
+            }
+            Ok(missing)
         })
     }
 
@@ -425,21 +497,22 @@ impl Driver for DockerDriver {
             let started = client.start_container(&name, None::<StartContainerOptions>);
             match self.engine.call("starting the container", CALL_LIMIT, started).await {
                 Err(error) if error.status() == Some(404) => Err(not_running(instance, &Observed::Missing)),
+                Err(_) if self.observe(instance).await? == Observed::Paused => self.thaw(instance).await,
                 other => other.map_err(Fault::from),
             }
         })
     }
 
+    fn pause<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(self.freeze(instance))
+    }
+
+    fn wake<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(self.thaw(instance))
+    }
+
     fn stop<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), Fault>> {
-        Box::pin(async move {
-            let limit = grace + CALL_LIMIT;
-            let client = self.engine.client()?.with_timeout(limit);
-            let seconds = i32::try_from(grace.as_millis().div_ceil(1000)).unwrap_or(i32::MAX);
-            let options = StopContainerOptionsBuilder::default().t(seconds).build();
-            let name = container_name(instance);
-            let stopped = self.engine.call("stopping the container", limit, client.stop_container(&name, Some(options))).await;
-            stopped.or_else(|error| error.unless(&[404])).map_err(Fault::from)
-        })
+        Box::pin(self.halt(instance, grace))
     }
 
     fn remove<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
@@ -495,7 +568,7 @@ mod tests {
 
     #[test]
     fn a_container_ended_for_lack_of_memory_only_if_its_main_process_was_killed() {
-        use ContainerStateStatusEnum::{CREATED, EXITED, RUNNING};
+        use ContainerStateStatusEnum::{CREATED, EXITED, PAUSED, REMOVING, RUNNING};
         let state = |status, code, starved| ContainerState {
             status: Some(status),
             running: Some(status == RUNNING),
@@ -507,7 +580,11 @@ mod tests {
             (state(CREATED, 0, false), Observed::Created),
             (state(RUNNING, 0, true), Observed::Running),
             (state(EXITED, 0, true), Observed::Ended(ExitCause::Exited { code: 0 })),
-            (state(EXITED, 137, false), Observed::Ended(ExitCause::Exited { code: 137 })),
+            (state(EXITED, 137, false), Observed::Ended(ExitCause::Killed { signal: 9 })),
+            (state(EXITED, 3, true), Observed::Ended(ExitCause::Exited { code: 3 })),
+            (state(EXITED, 255, false), Observed::Ended(ExitCause::EngineStopped)),
+            (state(REMOVING, 0, false), Observed::Ended(ExitCause::Removed)),
+            (state(PAUSED, 0, false), Observed::Paused),
             (state(EXITED, 137, true), Observed::Ended(ExitCause::OutOfMemory)),
         ];
         for (state, expected) in table {

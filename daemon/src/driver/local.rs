@@ -6,12 +6,14 @@
 //! local/<session>/{workspace,home,state}      the volumes
 //! local/<session>/instances/<instance>/       spec.json     from create on
 //!                                             process.json  who it is, from start on
+//!                                             paused.json   whom to wake, while it is paused
 //!                                             exit.json     how it ended, if this daemon saw it
 //!                                             sidecar.log   what it said
 //! ```
 //! A sidecar is in a process group of its own and outlives the daemon. The daemon that comes next finds it by its process file, whose start time tells
-//! it from a later process with the same id. Children are reaped by a task each; how an adopted one ended cannot be known and is told as [`UNKNOWN_EXIT`].
+//! it from a later process with the same id. Children are reaped by a task each; how an adopted one ended cannot be known, and is told so.
 
+mod family;
 mod process;
 
 use std::collections::HashMap;
@@ -22,7 +24,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use nix::sys::signal::Signal;
@@ -39,10 +41,8 @@ use super::link::{self, Entry, Links, Pauses};
 use super::{BoxStream, DIAL_PATIENCE, Driver, InstanceSpec, Observed, Owned, OwnedKind, Purpose, TarStream, VOLUMES, readable_tail};
 use crate::task::Tasks;
 use crate::workspace::{self, Bounds, Ownership, SeedError};
+use family::Family;
 use process::Identity;
-
-/// Exit code of a process that ended while no daemon was its parent.
-pub const UNKNOWN_EXIT: i64 = -1;
 
 /// Time in which a killed process must be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -91,14 +91,18 @@ fn not_running(instance: &InstanceId, observed: &Observed) -> Fault {
     let what = match observed {
         Observed::Missing => "it was removed".to_owned(),
         Observed::Created | Observed::Running => "it was not started".to_owned(),
+        Observed::Paused => "it is paused".to_owned(),
         Observed::Ended(cause) => cause.to_string(),
     };
     Fault::new("INSTANCE_NOT_RUNNING", format!("the sidecar of {instance} is not running: {what}"), "resume the session")
 }
 
 fn cause_of(status: ExitStatus) -> ExitCause {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    ExitCause::Exited { code: code.map_or(UNKNOWN_EXIT, i64::from) }
+    match (status.code(), status.signal()) {
+        (Some(code), _) => ExitCause::Exited { code: code.into() },
+        (None, Some(signal)) => ExitCause::Killed { signal },
+        (None, None) => ExitCause::Unwatched,
+    }
 }
 
 fn make_folder(folder: &Path) -> Result<(), Fault> {
@@ -147,6 +151,14 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
+/// What changes when a program is installed anew.
+fn version(program: &Path) -> String {
+    let metadata = fs::metadata(program).ok();
+    let size = metadata.as_ref().map_or(0, fs::Metadata::len);
+    let changed = metadata.and_then(|metadata| metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok());
+    format!("{}:{size}:{}", program.display(), changed.unwrap_or_default().as_nanos())
+}
+
 /// Runs file work off the runtime's threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -182,18 +194,66 @@ impl LocalDriver {
         if !folder.join("spec.json").exists() {
             return Observed::Missing;
         }
-        if let Some(child) = self.child(instance) {
-            return child.borrow().clone().map_or(Observed::Running, Observed::Ended);
+        if let Some(cause) = self.child(instance).and_then(|child| child.borrow().clone()) {
+            return Observed::Ended(cause);
         }
         match read_record::<Identity>(&folder.join("process.json")) {
             None => Observed::Created,
+            Some(process) if process.is_stopped() => Observed::Paused,
+            // It is reaped at any moment, and then its cause is known.
+            Some(_) if self.child(instance).is_some() => Observed::Running,
             Some(process) if process.is_alive() => Observed::Running,
-            Some(_) => Observed::Ended(read_record(&folder.join("exit.json")).unwrap_or(ExitCause::Exited { code: UNKNOWN_EXIT })),
+            Some(_) => Observed::Ended(read_record(&folder.join("exit.json")).unwrap_or(ExitCause::Unwatched)),
         }
     }
 
+    fn is_up(&self, session: &SessionId, instance: &InstanceId) -> bool {
+        matches!(self.observe(session, instance), Observed::Running | Observed::Paused)
+    }
+
+    fn family(&self, session: &SessionId, instance: &InstanceId) -> Family {
+        let sidecar = read_record(&self.instance(session, instance).join("process.json"));
+        Family { sidecar, home: self.session(session).join("home") }
+    }
+
+    async fn freeze(&self, session: &SessionId, instance: &InstanceId) -> Result<(), Fault> {
+        match self.observe(session, instance) {
+            // Also where a daemon was killed in the middle of it.
+            Observed::Running | Observed::Paused => {}
+            other => return Err(not_running(instance, &other)),
+        }
+        let family = self.family(session, instance);
+        let record = self.instance(session, instance).join("paused.json");
+        let still = blocking(move || {
+            let before = read_record(&record).unwrap_or_default();
+            family.freeze(before, |stopped| write_record(&record, &stopped))
+        })
+        .await;
+        if !matches!(still, Ok(true)) {
+            self.thaw(session, instance).await?;
+        }
+        if still? {
+            return Ok(());
+        }
+        let message = format!("the processes of {instance} could not be stopped in time; they go on");
+        Err(Fault::new("INSTANCE_RESTLESS", message, "look for a process that starts others without end, or hangs on a disk"))
+    }
+
+    async fn thaw(&self, session: &SessionId, instance: &InstanceId) -> Result<(), Fault> {
+        let family = self.family(session, instance);
+        let record = self.instance(session, instance).join("paused.json");
+        blocking(move || {
+            family.thaw(&read_record::<Vec<Identity>>(&record).unwrap_or_default());
+            match fs::remove_file(&record) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", &record, &error)),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        })
+        .await
+    }
+
     fn make(&self, spec: &InstanceSpec) -> Result<(), Fault> {
-        if self.observe(&spec.session, &spec.instance) == Observed::Running {
+        if self.is_up(&spec.session, &spec.instance) {
             return Err(Fault::new("INSTANCE_RUNS", format!("the sidecar of {} runs already", spec.instance), ""));
         }
         let folder = self.instance(&spec.session, &spec.instance);
@@ -246,7 +306,7 @@ impl LocalDriver {
         self.tasks.spawn("local sidecar", async move {
             // The process outlives the daemon; what it ended with is then found out by the next one.
             let Some(waited) = stop.run_until_cancelled(child.wait()).await else { return };
-            let cause = waited.map_or(ExitCause::Exited { code: UNKNOWN_EXIT }, cause_of);
+            let cause = waited.map_or(ExitCause::Unwatched, cause_of);
             // Its folder may be gone with it.
             let _removed = write_record(&exit, &cause);
             ended.send_replace(Some(cause));
@@ -258,7 +318,7 @@ impl LocalDriver {
         if let Some(mut child) = self.child(instance)
             && let Ok(cause) = child.wait_for(Option::is_some).await
         {
-            return cause.clone().unwrap_or(ExitCause::Exited { code: UNKNOWN_EXIT });
+            return cause.clone().unwrap_or(ExitCause::Unwatched);
         }
         let process = self.instance(session, instance).join("process.json");
         loop {
@@ -266,8 +326,8 @@ impl LocalDriver {
             match self.observe(session, instance) {
                 Observed::Missing => return ExitCause::Removed,
                 Observed::Ended(cause) => return cause,
-                Observed::Running if !alive => return ExitCause::Exited { code: UNKNOWN_EXIT },
-                Observed::Created | Observed::Running => tokio::time::sleep(ADOPTED_PAUSE).await,
+                Observed::Running if !alive => return ExitCause::Unwatched,
+                Observed::Created | Observed::Running | Observed::Paused => tokio::time::sleep(ADOPTED_PAUSE).await,
             }
         }
     }
@@ -291,16 +351,16 @@ impl LocalDriver {
         };
         if !grace.is_zero() {
             process.signal(Signal::SIGTERM);
+            if self.observe(session, instance) == Observed::Paused {
+                self.thaw(session, instance).await?;
+            }
+            Self::gone(&process, grace).await;
         }
-        if !Self::gone(&process, grace).await {
-            // A killed sidecar ends none of its children, and nobody could find them afterwards.
-            for member in process.family() {
-                member.signal(Signal::SIGKILL);
-            }
-            if !Self::gone(&process, KILL_PATIENCE).await {
-                let message = format!("the sidecar of {instance} could not be killed");
-                return Err(Fault::new("INSTANCE_STUCK", message, "it hangs in the kernel; look for a stuck disk or network mount"));
-            }
+        // A killed sidecar ends none of its children.
+        let family = self.family(session, instance);
+        if !blocking(move || Ok(family.kill())).await? {
+            let message = format!("the processes of {instance} could not be killed");
+            return Err(Fault::new("INSTANCE_STUCK", message, "one hangs in the kernel; look for a stuck disk or network mount"));
         }
         if let Some(mut child) = self.child(instance) {
             // Reaped at once; the bound is for a runtime that is being shut down.
@@ -319,7 +379,7 @@ impl LocalDriver {
                 Err(error) => error,
             };
             let observed = self.observe(session, instance);
-            if observed != Observed::Running {
+            if !matches!(observed, Observed::Running | Observed::Paused) {
                 return Err(not_running(instance, &observed));
             }
             if Instant::now() >= deadline {
@@ -341,7 +401,7 @@ impl LocalDriver {
             }
             for instance in names(&self.session(&session).join("instances"))? {
                 let Ok(instance) = instance.parse::<InstanceId>() else { continue };
-                let running = self.observe(&session, &instance) == Observed::Running;
+                let running = self.is_up(&session, &instance);
                 owned.push(Owned { session: session.clone(), instance: Some(instance), kind: OwnedKind::Instance, running });
             }
         }
@@ -398,7 +458,7 @@ impl Driver for LocalDriver {
         })
     }
 
-    fn ensure_image(&self) -> BoxFuture<'_, Result<(), Fault>> {
+    fn ensure_image(&self) -> BoxFuture<'_, Result<String, Fault>> {
         Box::pin(async move {
             let (sidecar, opencode) = (&self.options.sidecar, &self.options.opencode);
             if !is_program(sidecar) {
@@ -413,7 +473,7 @@ impl Driver for LocalDriver {
                     "install OpenCode (cargo xtask setup), or set OPENAGENT_OPENCODE to its path",
                 ));
             }
-            Ok(())
+            Ok([sidecar, opencode].map(|program| version(program)).join(" "))
         })
     }
 
@@ -421,6 +481,13 @@ impl Driver for LocalDriver {
         Box::pin(async move {
             let place = self.session(session);
             VOLUMES.iter().try_for_each(|(volume, _)| make_folder(&place.join(volume)))
+        })
+    }
+
+    fn missing_volumes<'a>(&'a self, session: &'a SessionId) -> BoxFuture<'a, Result<Vec<&'static str>, Fault>> {
+        Box::pin(async move {
+            let place = self.session(session);
+            Ok(VOLUMES.iter().map(|(volume, _)| *volume).filter(|volume| !place.join(volume).is_dir()).collect())
         })
     }
 
@@ -446,7 +513,27 @@ impl Driver for LocalDriver {
     }
 
     fn start<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
-        Box::pin(async move { if self.observe(session, instance) == Observed::Running { Ok(()) } else { self.spawn(session, instance) } })
+        Box::pin(async move {
+            match self.observe(session, instance) {
+                Observed::Running => Ok(()),
+                Observed::Paused => self.thaw(session, instance).await,
+                Observed::Missing | Observed::Created | Observed::Ended(_) => self.spawn(session, instance),
+            }
+        })
+    }
+
+    fn pause<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(self.freeze(session, instance))
+    }
+
+    fn wake<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async move {
+            match self.observe(session, instance) {
+                Observed::Running => Ok(()),
+                Observed::Paused => self.thaw(session, instance).await,
+                other => Err(not_running(instance, &other)),
+            }
+        })
     }
 
     fn stop<'a>(&'a self, session: &'a SessionId, instance: &'a InstanceId, grace: Duration) -> BoxFuture<'a, Result<(), Fault>> {
@@ -555,8 +642,8 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_is_an_exit_code_as_shells_tell_it() {
-        assert_eq!(cause_of(ExitStatus::from_raw(9)), ExitCause::Exited { code: 137 });
+    fn a_signal_is_told_apart_from_an_exit_code() {
+        assert_eq!(cause_of(ExitStatus::from_raw(9)), ExitCause::Killed { signal: 9 });
         assert_eq!(cause_of(ExitStatus::from_raw(3 << 8)), ExitCause::Exited { code: 3 });
     }
 }

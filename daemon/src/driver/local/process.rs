@@ -4,13 +4,14 @@
 //! ended and was not reaped yet counts as gone.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 /// A process, told from all others that had or will have its id.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Identity {
     pid: i32,
     started: String,
@@ -29,6 +30,11 @@ impl Identity {
 
     pub(super) fn is_alive(&self) -> bool {
         start_of(self.pid, false).is_some_and(|started| started == self.started)
+    }
+
+    /// It exists and stands still because of a signal.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_alive() && state_of(self.pid) == Some('T')
     }
 
     /// Signals the process if it is still the same.
@@ -66,6 +72,33 @@ fn stat(pid: i32) -> Option<Vec<String>> {
 }
 
 #[cfg(target_os = "linux")]
+fn state_of(pid: i32) -> Option<char> {
+    stat(pid)?.first()?.chars().next()
+}
+
+/// All processes that were started with this variable set to this path, as far as this user may know.
+#[cfg(target_os = "linux")]
+pub(super) fn with_environment(name: &str, value: &Path) -> Vec<Identity> {
+    use std::os::unix::ffi::OsStrExt;
+    let wanted = [name.as_bytes(), b"=", value.as_os_str().as_bytes()].concat();
+    let names = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names
+        .filter_map(|name| {
+            let pid = name.to_str()?.parse().ok()?;
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+            environment.split(|byte| *byte == 0).any(|variable| variable == wanted).then_some(())?;
+            Identity::of(pid)
+        })
+        .collect()
+}
+
+/// Only Linux tells.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn with_environment(_name: &str, _value: &Path) -> Vec<Identity> {
+    vec![]
+}
+
+#[cfg(target_os = "linux")]
 fn start_of(pid: i32, ended_too: bool) -> Option<String> {
     let fields = stat(pid)?;
     if !ended_too && matches!(fields.first()?.as_str(), "Z" | "X") {
@@ -92,6 +125,11 @@ fn parents() -> HashMap<i32, i32> {
 fn ps(arguments: &[&str]) -> Option<String> {
     let output = std::process::Command::new("/bin/ps").args(arguments).env("LC_ALL", "C").output().ok()?;
     String::from_utf8(output.stdout).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn state_of(pid: i32) -> Option<char> {
+    ps(&["-o", "stat=", "-p", &pid.to_string()])?.trim().chars().next()
 }
 
 #[cfg(not(target_os = "linux"))]
