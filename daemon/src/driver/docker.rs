@@ -1,6 +1,7 @@
 //! Instances as containers of an engine that speaks the Docker API: Docker, Podman.
 //!
-//! The only place that knows bollard. Names, labels and settings of what is made are in [`spec`]; the connection and its errors in [`engine`].
+//! The only place that knows bollard. Names, labels and settings of what is made are in [`spec`]; the connection and its errors in [`engine`]; how ends are
+//! noticed in [`watch`].
 //!
 //! A sidecar is reached by its socket in a mounted folder, where the engine runs on this kernel with an ordinary runtime, and by the `exec`
 //! [`bridge`] everywhere else. Which of both works is found out with the first instance: the socket has a head start, and when the bridge
@@ -10,17 +11,16 @@ mod archive;
 mod bridge;
 mod engine;
 mod spec;
+mod watch;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use bollard::models::{ContainerState, ContainerStateStatusEnum};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, LogsOptionsBuilder,
     RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
-    WaitContainerOptionsBuilder,
 };
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -28,32 +28,23 @@ use openagent_core::config::LinkMode;
 use openagent_core::id::{InstanceId, SessionId};
 use openagent_core::instance::ExitCause;
 use openagent_core::session::{Fault, WorkspaceSource};
-use tokio::sync::OnceCell;
 
 use super::link::{self, Entry, Links, Pauses};
 use super::{BoxStream, DIAL_PATIENCE, Driver, InstanceSpec, Observed, Owned, OwnedKind, Purpose, TarStream, VOLUMES, readable_tail};
 use crate::task::Tasks;
 use bridge::BridgeError;
-use engine::{ASK_LIMIT, CALL_LIMIT, Engine, Facts};
+use engine::{ASK_LIMIT, CALL_LIMIT, Engine, Facts, HEALTH_LIMIT};
 use spec::{LABEL_INSTANCE, LABEL_READER, LABEL_SESSION, LABEL_STATE, Link, container_name, volume_name};
+use watch::Watch;
 
 /// Time in which an unproven socket may answer before the bridge is tried too; a sidecar listens within a tenth of it.
 const SOCKET_HEAD_START: Duration = Duration::from_secs(1);
-
-/// Time after which an engine that cannot be reached is given up by those who wait for an end; it covers a restart and an upgrade.
-const ENGINE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Time in which the last users of a volume must be gone.
 const VOLUME_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runtimes whose containers share the kernel, so that a socket may reach through a mount.
 const SHARED_KERNEL_RUNTIMES: [&str; 3] = ["runc", "crun", "io.containerd.runc.v2"];
-
-/// Exit code of a process that a signal killed, without the signal's number.
-const SIGNAL_BASE: i64 = 128;
-
-/// Exit code of a process that the engine lost sight of; the sidecar has no such code of its own.
-const LOST_EXIT: i64 = 255;
 
 /// Lines of the sidecar's output that are fetched at most.
 const LOG_LINES: &str = "200";
@@ -79,10 +70,11 @@ pub struct DockerOptions {
 #[derive(Debug)]
 pub struct DockerDriver {
     options: DockerOptions,
-    engine: Engine,
+    engine: Arc<Engine>,
+    watch: Watch,
     links: Links,
     tasks: Tasks,
-    facts: OnceCell<Facts>,
+    facts: OnceLock<Facts>,
     /// What the first dialled instance proved: whether sockets reach through mounts.
     socket_works: Mutex<Option<bool>>,
 }
@@ -102,39 +94,14 @@ fn not_running(instance: &InstanceId, observed: &Observed) -> Fault {
     Fault::new("INSTANCE_NOT_RUNNING", format!("container {} is not running: {what}", container_name(instance)), "resume the session")
 }
 
-/// What an engine's account of a container means.
-fn observed(state: Option<&ContainerState>) -> Observed {
-    let Some(state) = state else { return Observed::Created };
-    match state.status {
-        // Also while it still runs: somebody is removing it by force.
-        Some(ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD) => return Observed::Ended(ExitCause::Removed),
-        Some(ContainerStateStatusEnum::CREATED) => return Observed::Created,
-        Some(ContainerStateStatusEnum::PAUSED) => return Observed::Paused,
-        _ if state.paused == Some(true) => return Observed::Paused,
-        _ if state.running == Some(true) => return Observed::Running,
-        _ => {}
-    }
-    // Newer engines set the flag for children too, and for good; only a killed main process ended for lack of memory.
-    let starved = state.oom_killed == Some(true) && state.exit_code == Some(137);
-    Observed::Ended(match state.exit_code {
-        _ if starved => ExitCause::OutOfMemory,
-        // What an engine says of a process that it lost sight of: it was away when the machine, or what runs containers, was restarted.
-        Some(LOST_EXIT) => ExitCause::EngineStopped,
-        Some(code) => match i32::try_from(code - SIGNAL_BASE) {
-            Ok(signal @ 1..=64) => ExitCause::Killed { signal },
-            _ => ExitCause::Exited { code },
-        },
-        None => ExitCause::Unwatched,
-    })
-}
-
 impl DockerDriver {
     /// A driver that has not spoken to its engine yet. What is left to tidy up when a reader of a workspace is dropped runs in `tasks`.
     #[must_use]
     pub fn new(options: DockerOptions, tasks: Tasks) -> Self {
-        let engine = Engine::new(options.endpoint.clone());
+        let engine = Arc::new(Engine::new(options.endpoint.clone()));
+        let watch = Watch::new(Arc::clone(&engine), &options.state_label, tasks.clone());
         let links = Links::new(&options.runtime_dir);
-        Self { options, engine, links, tasks, facts: OnceCell::new(), socket_works: Mutex::new(None) }
+        Self { options, engine, watch, links, tasks, facts: OnceLock::new(), socket_works: Mutex::new(None) }
     }
 
     fn socket_works(&self) -> Option<bool> {
@@ -147,6 +114,15 @@ impl DockerDriver {
             tracing::info!(socket = works, "found out how sidecars are reached");
             *known = Some(works);
         }
+    }
+
+    /// Asked by each who needs them until they are known: who waited for the others' questions would wait for all of them at an engine that hangs.
+    async fn facts(&self) -> Result<&Facts, Fault> {
+        if let Some(facts) = self.facts.get() {
+            return Ok(facts);
+        }
+        let facts = self.engine.facts(ASK_LIMIT).await?;
+        Ok(self.facts.get_or_init(|| facts))
     }
 
     fn shares_kernel(&self, facts: &Facts) -> bool {
@@ -164,7 +140,7 @@ impl DockerDriver {
     }
 
     async fn make(&self, spec: InstanceSpec) -> Result<(), Fault> {
-        let facts = self.facts.get_or_try_init(|| self.engine.facts()).await?;
+        let facts = self.facts().await?;
         let mut link = self.link(&spec.instance, facts)?;
         let name = container_name(&spec.instance);
         let client = self.engine.client()?;
@@ -196,13 +172,7 @@ impl DockerDriver {
     }
 
     async fn observe(&self, instance: &InstanceId) -> Result<Observed, Fault> {
-        let client = self.engine.client()?;
-        let name = container_name(instance);
-        match self.engine.call("looking at the container", ASK_LIMIT, client.inspect_container(&name, None)).await {
-            Ok(container) => Ok(observed(container.state.as_ref())),
-            Err(error) if error.status() == Some(404) => Ok(Observed::Missing),
-            Err(error) => Err(error.into()),
-        }
+        watch::look(&self.engine, instance).await
     }
 
     async fn freeze(&self, instance: &InstanceId) -> Result<(), Fault> {
@@ -370,37 +340,6 @@ impl DockerDriver {
         }
     }
 
-    async fn wait_for_end(&self, instance: &InstanceId) -> ExitCause {
-        let name = container_name(instance);
-        let mut silent_since: Option<Instant> = None;
-        let mut pauses = Pauses::new();
-        loop {
-            let condition = match self.observe(instance).await {
-                Ok(Observed::Missing) => return ExitCause::Removed,
-                Ok(Observed::Ended(cause)) => return cause,
-                Ok(Observed::Running | Observed::Paused) => "not-running",
-                Ok(Observed::Created) => "next-exit",
-                Err(fault) => {
-                    let since = *silent_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= ENGINE_PATIENCE {
-                        tracing::warn!(%instance, code = fault.code, "the engine cannot be reached any more");
-                        return ExitCause::EngineGone;
-                    }
-                    pauses.rest().await;
-                    continue;
-                }
-            };
-            silent_since = None;
-            let Ok(client) = self.engine.client() else { continue };
-            let options = WaitContainerOptionsBuilder::default().condition(condition).build();
-            // Whatever it answers, and be it that the engine went away, the next look tells what is the case.
-            let answer = client.wait_container(&name, Some(options)).next().await;
-            if !matches!(answer, Some(Ok(_) | Err(bollard::errors::Error::DockerContainerWaitError { .. }))) {
-                pauses.rest().await;
-            }
-        }
-    }
-
     async fn tail(&self, instance: &InstanceId, max_bytes: usize) -> Result<String, Fault> {
         let client = self.engine.client()?;
         let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(LOG_LINES).build();
@@ -431,7 +370,7 @@ impl Driver for DockerDriver {
 
     fn health(&self) -> BoxFuture<'_, Result<String, Fault>> {
         Box::pin(async move {
-            let facts = self.engine.facts().await?;
+            let facts = self.engine.facts(HEALTH_LIMIT).await?;
             let runtime = self.options.runtime.as_deref().unwrap_or(&facts.default_runtime);
             let mut parts = vec![facts.name.as_str(), runtime];
             parts.extend(facts.rootless.then_some("rootless (limits may not be kept)"));
@@ -531,7 +470,7 @@ impl Driver for DockerDriver {
     }
 
     fn ended<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId) -> BoxFuture<'a, ExitCause> {
-        Box::pin(self.wait_for_end(instance))
+        Box::pin(self.watch.ended(instance))
     }
 
     fn logs<'a>(&'a self, _session: &'a SessionId, instance: &'a InstanceId, max_bytes: usize) -> BoxFuture<'a, String> {
@@ -559,36 +498,5 @@ impl Driver for DockerDriver {
             owned.dedup();
             Ok(owned)
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_container_ended_for_lack_of_memory_only_if_its_main_process_was_killed() {
-        use ContainerStateStatusEnum::{CREATED, EXITED, PAUSED, REMOVING, RUNNING};
-        let state = |status, code, starved| ContainerState {
-            status: Some(status),
-            running: Some(status == RUNNING),
-            exit_code: Some(code),
-            oom_killed: Some(starved),
-            ..ContainerState::default()
-        };
-        let table = [
-            (state(CREATED, 0, false), Observed::Created),
-            (state(RUNNING, 0, true), Observed::Running),
-            (state(EXITED, 0, true), Observed::Ended(ExitCause::Exited { code: 0 })),
-            (state(EXITED, 137, false), Observed::Ended(ExitCause::Killed { signal: 9 })),
-            (state(EXITED, 3, true), Observed::Ended(ExitCause::Exited { code: 3 })),
-            (state(EXITED, 255, false), Observed::Ended(ExitCause::EngineStopped)),
-            (state(REMOVING, 0, false), Observed::Ended(ExitCause::Removed)),
-            (state(PAUSED, 0, false), Observed::Paused),
-            (state(EXITED, 137, true), Observed::Ended(ExitCause::OutOfMemory)),
-        ];
-        for (state, expected) in table {
-            assert_eq!(observed(Some(&state)), expected, "{state:?}");
-        }
     }
 }

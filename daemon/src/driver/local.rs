@@ -8,7 +8,7 @@
 //!                                             process.json  who it is, from start on
 //!                                             paused.json   whom to wake, while it is paused
 //!                                             exit.json     how it ended, if this daemon saw it
-//!                                             sidecar.log   what it said
+//!                                             sidecar.log   what it said; cut when it is long, at each look at everything there is
 //! ```
 //! A sidecar is in a process group of its own and outlives the daemon. The daemon that comes next finds it by its process file, whose start time tells
 //! it from a later process with the same id. Children are reaped by a task each; how an adopted one ended cannot be known, and is told so.
@@ -18,7 +18,7 @@ mod process;
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, Permissions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -47,8 +47,11 @@ use process::Identity;
 /// Time in which a killed process must be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Pause between looks at a process that is not a child of this daemon.
-const ADOPTED_PAUSE: Duration = Duration::from_millis(250);
+/// Pause between looks at an instance that somebody waits for and nobody has started yet.
+const CREATED_PAUSE: Duration = Duration::from_millis(250);
+
+/// Longest output of a sidecar that is let stand, and what is kept of a longer one.
+const LOG_BYTES: (u64, u64) = (1024 * 1024, 64 * 1024);
 
 /// Variables of the daemon's that the sidecar gets; it gives the agent its own choice of them.
 const INHERITED: [&str; 9] = ["PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
@@ -67,7 +70,7 @@ pub struct LocalOptions {
 }
 
 /// Runs instances as child processes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LocalDriver {
     options: LocalOptions,
     links: Links,
@@ -295,18 +298,21 @@ impl LocalDriver {
             // Nobody would find it again.
             let _ended = child.start_kill();
         }
-        self.reap(instance.clone(), child, folder.join("exit.json"));
+        self.reap(session, instance.clone(), child);
         recorded
     }
 
-    fn reap(&self, instance: InstanceId, mut child: Child, exit: PathBuf) {
+    fn reap(&self, session: &SessionId, instance: InstanceId, mut child: Child) {
         let (ended, end) = watch::channel(None);
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(instance, end);
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(instance.clone(), end);
+        let exit = self.instance(session, &instance).join("exit.json");
+        let family = self.family(session, &instance);
         let stop = self.tasks.token().clone();
         self.tasks.spawn("local sidecar", async move {
             // The process outlives the daemon; what it ended with is then found out by the next one.
             let Some(waited) = stop.run_until_cancelled(child.wait()).await else { return };
             let cause = waited.map_or(ExitCause::Unwatched, cause_of);
+            family.end_all(&instance).await;
             // Its folder may be gone with it.
             let _removed = write_record(&exit, &cause);
             ended.send_replace(Some(cause));
@@ -320,15 +326,24 @@ impl LocalDriver {
         {
             return cause.clone().unwrap_or(ExitCause::Unwatched);
         }
-        let process = self.instance(session, instance).join("process.json");
+        let record = self.instance(session, instance).join("process.json");
         loop {
-            let alive = read_record::<Identity>(&process).is_some_and(|process| process.is_alive());
-            match self.observe(session, instance) {
-                Observed::Missing => return ExitCause::Removed,
-                Observed::Ended(cause) => return cause,
-                Observed::Running if !alive => return ExitCause::Unwatched,
-                Observed::Created | Observed::Running | Observed::Paused => tokio::time::sleep(ADOPTED_PAUSE).await,
-            }
+            let process = read_record::<Identity>(&record);
+            let cause = match (self.observe(session, instance), process) {
+                (Observed::Missing, _) => ExitCause::Removed,
+                (Observed::Ended(cause), _) => cause,
+                (Observed::Running | Observed::Paused, Some(process)) if process.is_alive() => {
+                    process.ended().await;
+                    continue;
+                }
+                (Observed::Running | Observed::Paused, _) => ExitCause::Unwatched,
+                (Observed::Created, _) => {
+                    tokio::time::sleep(CREATED_PAUSE).await;
+                    continue;
+                }
+            };
+            self.family(session, instance).end_all(instance).await;
+            return cause;
         }
     }
 
@@ -358,7 +373,7 @@ impl LocalDriver {
         }
         // A killed sidecar ends none of its children.
         let family = self.family(session, instance);
-        if !blocking(move || Ok(family.kill())).await? {
+        if !family.end_all(instance).await {
             let message = format!("the processes of {instance} could not be killed");
             return Err(Fault::new("INSTANCE_STUCK", message, "one hangs in the kernel; look for a stuck disk or network mount"));
         }
@@ -402,12 +417,33 @@ impl LocalDriver {
             for instance in names(&self.session(&session).join("instances"))? {
                 let Ok(instance) = instance.parse::<InstanceId>() else { continue };
                 let running = self.is_up(&session, &instance);
+                let log = self.instance(&session, &instance).join("sidecar.log");
+                if let Err(error) = shorten(&log, LOG_BYTES) {
+                    tracing::warn!(%instance, %error, "the output of a sidecar cannot be cut");
+                }
                 owned.push(Owned { session: session.clone(), instance: Some(instance), kind: OwnedKind::Instance, running });
             }
         }
         owned.sort();
         Ok(owned)
     }
+}
+
+/// Cuts a log that grew over its limit to its end. What is written to it at this very moment may be lost.
+fn shorten(log: &Path, (limit, kept): (u64, u64)) -> io::Result<()> {
+    let mut file = match File::options().read(true).append(true).open(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    if file.metadata()?.len() <= limit {
+        return Ok(());
+    }
+    let mut end = vec![];
+    file.seek(SeekFrom::End(-i64::try_from(kept).unwrap_or(i64::MAX)))?;
+    Read::by_ref(&mut file).take(kept).read_to_end(&mut end)?;
+    // The sidecar appends, wherever the end is.
+    file.set_len(0)?;
+    file.write_all(&end)
 }
 
 /// Names in a folder; none when it is missing.
@@ -574,7 +610,6 @@ impl Driver for LocalDriver {
         let path = self.instance(session, instance).join("sidecar.log");
         Box::pin(async move {
             let read = move || {
-                use std::io::{Read, Seek, SeekFrom};
                 let mut file = File::open(&path)?;
                 // One byte more, so that a cut shows and the tail begins with a whole line.
                 let start = file.metadata()?.len().saturating_sub(max_bytes as u64 + 1);
@@ -610,7 +645,8 @@ impl Driver for LocalDriver {
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<Owned>, Fault>> {
-        Box::pin(async move { self.owned() })
+        let driver = self.clone();
+        Box::pin(blocking(move || driver.owned()))
     }
 }
 
@@ -639,6 +675,21 @@ mod tests {
         fs::create_dir_all(&own).unwrap();
         let source = WorkspaceSource::Copy { path: folder.path().to_str().unwrap().to_owned() };
         assert_eq!(fill(&source, &own, &own).unwrap_err().code, "WORKSPACE_SOURCE");
+    }
+
+    #[test]
+    fn a_long_log_is_cut_to_its_end_while_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("sidecar.log");
+        shorten(&log, (10, 4)).unwrap();
+        let mut writer = File::options().create(true).append(true).open(&log).unwrap();
+        writer.write_all(b"0123456789").unwrap();
+        shorten(&log, (10, 4)).unwrap();
+        assert_eq!(fs::read(&log).unwrap(), b"0123456789");
+        writer.write_all(b"a").unwrap();
+        shorten(&log, (10, 4)).unwrap();
+        writer.write_all(b"b").unwrap();
+        assert_eq!(fs::read(&log).unwrap(), b"789ab");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio_util::io::StreamReader;
 use ulid::Ulid;
 
 use super::super::TarStream;
-use super::engine::{ASK_LIMIT, CALL_LIMIT, Engine, fault};
+use super::engine::{ASK_LIMIT, CALL_LIMIT, Engine};
 use super::spec::{AGENT_ID, WORKSPACE, container_name, reader, volume_name};
 use crate::task::Tasks;
 use crate::workspace::{self, Ownership, SeedError};
@@ -74,9 +74,9 @@ pub(super) async fn read(engine: &Engine, tasks: &Tasks, image: &str, state: &st
     let mut chunks = Box::pin(client.download_from_container(&container.container, Some(options)));
     let first = match tokio::time::timeout(SILENCE_LIMIT, chunks.next()).await {
         Ok(Some(Ok(first))) => first,
-        Ok(Some(Err(error))) => return Err(fault("reading the workspace", &error)),
+        Ok(Some(Err(error))) => return Err(engine.fault("reading the workspace", &error)),
         Ok(None) => Bytes::new(),
-        Err(_) => return Err(fault("reading the workspace", &Error::RequestTimeoutError)),
+        Err(_) => return Err(engine.fault("reading the workspace", &Error::RequestTimeoutError)),
     };
     let rest = tokio_stream::StreamExt::timeout(chunks.map_err(io::Error::other), SILENCE_LIMIT)
         .map(|chunk| chunk.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())));

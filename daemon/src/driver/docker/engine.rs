@@ -19,6 +19,12 @@ pub(super) const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// Limit of calls that only ask.
 pub(super) const ASK_LIMIT: Duration = Duration::from_secs(10);
 
+/// Limit of the question how it is, which somebody looks at a screen for.
+pub(super) const HEALTH_LIMIT: Duration = Duration::from_secs(3);
+
+/// Limit of the question whether it takes new connections.
+const KNOCK_LIMIT: Duration = Duration::from_secs(3);
+
 /// Longest part of an engine's message that is passed on, in characters.
 const MESSAGE_MAX_CHARS: usize = 300;
 
@@ -67,7 +73,8 @@ impl Facts {
 #[derive(Debug)]
 pub(super) struct Engine {
     endpoint: Option<String>,
-    client: Mutex<Option<Docker>>,
+    /// With the place it leads to, which stays the same when other engines come and go.
+    client: Mutex<Option<(PathBuf, Docker)>>,
 }
 
 impl Engine {
@@ -77,14 +84,32 @@ impl Engine {
 
     /// The client. Its own time limit is that of the longest call; shorter ones are set by [`Self::call`].
     pub(super) fn client(&self) -> Result<Docker, Fault> {
-        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = client.as_ref() {
+        let mut known = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, client)) = known.as_ref() {
             return Ok(client.clone());
         }
         let path = self.socket()?;
-        let made = Docker::connect_with_unix(&path.to_string_lossy(), CALL_LIMIT.as_secs(), API_DEFAULT_VERSION)
-            .map_err(|error| fault("connecting to the container engine", &error))?;
-        Ok(client.insert(made).clone())
+        let client = connect(&path)?;
+        *known = Some((path, client.clone()));
+        Ok(client)
+    }
+
+    /// Where the engine is, once it was found.
+    fn place(&self) -> Option<PathBuf> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(path, _)| path.clone())
+    }
+
+    /// What an error of the engine's means to the user.
+    pub(super) fn fault(&self, step: &str, error: &Error) -> Fault {
+        let place = self.place().unwrap_or_default();
+        fault(step, &place, error)
+    }
+
+    /// Whether the engine takes new connections. One that is going does not, and still answers on those that it has.
+    pub(super) async fn knock(&self) -> Result<(), Fault> {
+        let path = self.place().map_or_else(|| self.socket(), Ok)?;
+        let client = connect(&path)?;
+        Ok(self.call("knocking at the container engine", KNOCK_LIMIT, client.ping()).await.map(drop)?)
     }
 
     fn socket(&self) -> Result<PathBuf, Fault> {
@@ -108,15 +133,20 @@ impl Engine {
     ) -> Result<T, CallError> {
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(CallError { step, error }),
-            Err(_) => Err(CallError { step, error: Error::RequestTimeoutError }),
+            Ok(Err(error)) => Err(self.failed(step, error)),
+            Err(_) => Err(self.failed(step, Error::RequestTimeoutError)),
         }
     }
 
-    pub(super) async fn facts(&self) -> Result<Facts, Fault> {
+    fn failed(&self, step: &'static str, error: Error) -> CallError {
+        CallError { step, place: self.place().unwrap_or_default(), error }
+    }
+
+    pub(super) async fn facts(&self, limit: Duration) -> Result<Facts, Fault> {
         let client = self.client()?;
-        let info = self.call("asking the container engine about itself", ASK_LIMIT, client.info()).await?;
-        let version = self.call("asking the container engine for its version", ASK_LIMIT, client.version()).await?;
+        let info = self.call("asking the container engine about itself", limit, client.info());
+        let version = self.call("asking the container engine for its version", limit, client.version());
+        let (info, version) = tokio::try_join!(info, version)?;
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
         Ok(Facts::new(&info, &version, kernel.as_deref().map(str::trim)))
     }
@@ -126,6 +156,7 @@ impl Engine {
 #[derive(Debug)]
 pub(super) struct CallError {
     step: &'static str,
+    place: PathBuf,
     error: Error,
 }
 
@@ -146,8 +177,13 @@ impl CallError {
 
 impl From<CallError> for Fault {
     fn from(failed: CallError) -> Self {
-        fault(failed.step, &failed.error)
+        fault(failed.step, &failed.place, &failed.error)
     }
+}
+
+fn connect(path: &Path) -> Result<Docker, Fault> {
+    Docker::connect_with_unix(&path.to_string_lossy(), CALL_LIMIT.as_secs(), API_DEFAULT_VERSION)
+        .map_err(|error| fault("connecting to the container engine", path, &error))
 }
 
 fn missing(what: &str) -> Fault {
@@ -179,6 +215,7 @@ fn candidates(home: Option<&Path>, runtime: Option<&Path>) -> Vec<PathBuf> {
     SOCKETS.iter().filter_map(place).collect()
 }
 
+/// The kind of the I/O error that caused an error, if one did.
 fn io_kind(error: &Error) -> Option<std::io::ErrorKind> {
     if let Error::IOError { err } = error {
         return Some(err.kind());
@@ -188,36 +225,46 @@ fn io_kind(error: &Error) -> Option<std::io::ErrorKind> {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
             return Some(error.kind());
         }
+        // A connection that was closed in the middle of a call, as by an engine that ends.
+        if error.downcast_ref::<hyper::Error>().is_some_and(|error| !error.is_parse() && !error.is_user()) && error.source().is_none() {
+            return Some(std::io::ErrorKind::UnexpectedEof);
+        }
         next = error.source();
     }
     None
 }
 
-pub(super) fn fault(step: &str, error: &Error) -> Fault {
+fn fault(step: &str, place: &Path, error: &Error) -> Fault {
+    let place = place.display();
     match error {
         Error::SocketNotFoundError(path) => missing(&format!("there is no container engine at {path}")),
         Error::RequestTimeoutError => Fault::new(
             "ENGINE_TIMEOUT",
-            format!("{step} took too long: the container engine does not answer"),
+            format!("{step} took too long: the container engine at {place} does not answer"),
             "look at its log (journalctl -u docker) or restart it",
         ),
         Error::DockerResponseServerError { status_code, message } => {
             let message: String = message.chars().filter(|char| !char.is_control()).take(MESSAGE_MAX_CHARS).collect();
-            Fault::new("ENGINE_ERROR", format!("{step} failed: {message} (status {status_code})"), "")
+            let hint = format!("that is what the container engine at {place} says; its log may tell more (journalctl -u docker)");
+            Fault::new("ENGINE_ERROR", format!("{step} failed: {message} (status {status_code})"), hint)
         }
         error => match io_kind(error) {
             Some(std::io::ErrorKind::PermissionDenied) => Fault::new(
                 "ENGINE_FORBIDDEN",
-                "you may not use the container engine's socket",
+                format!("you may not use the container engine's socket {place}"),
                 format!("join its group (sudo usermod -aG docker \"$USER\", then log in again), {USE_LOCAL}"),
             ),
-            Some(std::io::ErrorKind::NotFound) => missing("the container engine's socket is gone"),
+            Some(std::io::ErrorKind::NotFound) => missing(&format!("the container engine's socket {place} is gone")),
             Some(_) => Fault::new(
-                "ENGINE_DOWN",
-                format!("{step} failed: the container engine does not answer"),
+                "ENGINE_UNREACHABLE",
+                format!("{step} failed: the container engine at {place} cannot be reached"),
                 format!("start it (sudo systemctl start docker), {USE_LOCAL}"),
             ),
-            None => Fault::new("ENGINE_ERROR", format!("{step} failed: the container engine's answer makes no sense ({error})"), ""),
+            None => Fault::new(
+                "ENGINE_ERROR",
+                format!("{step} failed: the answer of the container engine at {place} makes no sense ({error})"),
+                "look at its log (journalctl -u docker); it may be of a version that is not supported",
+            ),
         },
     }
 }
@@ -235,14 +282,14 @@ mod tests {
             (Error::SocketNotFoundError("/x".into()), "ENGINE_MISSING"),
             (io(std::io::ErrorKind::NotFound), "ENGINE_MISSING"),
             (io(std::io::ErrorKind::PermissionDenied), "ENGINE_FORBIDDEN"),
-            (io(std::io::ErrorKind::ConnectionRefused), "ENGINE_DOWN"),
+            (io(std::io::ErrorKind::ConnectionRefused), "ENGINE_UNREACHABLE"),
             (Error::RequestTimeoutError, "ENGINE_TIMEOUT"),
             (answered, "ENGINE_ERROR"),
         ];
         for (error, code) in table {
-            let fault = fault("creating the container", &error);
+            let fault = fault("creating the container", Path::new("/x"), &error);
             assert_eq!(fault.code, code);
-            assert!(code == "ENGINE_ERROR" || !fault.hint.is_empty());
+            assert!(!fault.hint.is_empty());
             assert!(!fault.message.contains('\n'));
         }
     }

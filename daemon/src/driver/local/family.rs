@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use openagent_core::id::InstanceId;
 
 use super::process::{Identity, with_environment};
 
@@ -67,8 +68,18 @@ impl Family {
         }
     }
 
+    /// Ends all by force, off the runtime's threads. Gives whether none is left.
+    pub(super) async fn end_all(&self, instance: &InstanceId) -> bool {
+        let family = self.clone();
+        let ended = tokio::task::spawn_blocking(move || family.kill()).await.unwrap_or_default();
+        if !ended {
+            tracing::warn!(%instance, "some processes cannot be killed");
+        }
+        ended
+    }
+
     /// Ends all by force, those that start meanwhile too. Blocks. Gives whether none is left.
-    pub(super) fn kill(&self) -> bool {
+    fn kill(&self) -> bool {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let members = self.members();

@@ -4,11 +4,21 @@
 //! ended and was not reaped yet counts as gone.
 
 use std::collections::HashMap;
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+#[cfg(target_os = "linux")]
+use rustix::process::{PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
+#[cfg(target_os = "linux")]
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Pause between looks at a process whose end the system does not tell.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// A process, told from all others that had or will have its id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,6 +40,20 @@ impl Identity {
 
     pub(super) fn is_alive(&self) -> bool {
         start_of(self.pid, false).is_some_and(|started| started == self.started)
+    }
+
+    /// Resolves when it has ended. Costs nothing meanwhile where the system tells the end of processes that are no children.
+    pub(super) async fn ended(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some(handle) = handle(self.pid)
+            // It may have been another one's id when the handle was made.
+            && self.is_alive()
+        {
+            let _told = handle.readable().await;
+        }
+        while self.is_alive() {
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
     }
 
     /// It exists and stands still because of a signal.
@@ -61,6 +85,14 @@ impl Identity {
         }
         family.into_iter().filter_map(Self::of).collect()
     }
+}
+
+/// A handle that becomes readable when the process ends; not there on old kernels and in some sandboxes.
+#[cfg(target_os = "linux")]
+#[allow(deprecated, reason = "its successor is an unsafe function for descriptors that may be closed meanwhile; this one is owned")]
+fn handle(pid: i32) -> Option<AsyncFd<OwnedFd>> {
+    let handle = pidfd_open(rustix::process::Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
+    AsyncFd::with_interest(handle, Interest::READABLE).ok()
 }
 
 /// Fields of a line of `/proc/<pid>/stat` after the command, which may hold spaces and parentheses: state first.
@@ -156,6 +188,18 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_told_without_reaping_it() {
+        let mut child = Command::new("sh").args(["-c", "read line"]).stdin(Stdio::piped()).spawn().unwrap();
+        let identity = Identity::of(i32::try_from(child.id()).unwrap()).unwrap();
+        let mut ended = Box::pin(identity.ended());
+        assert!(tokio::time::timeout(Duration::from_millis(20), &mut ended).await.is_err());
+        drop(child.stdin.take());
+        tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+        child.wait().unwrap();
+        tokio::time::timeout(Duration::from_secs(1), identity.ended()).await.unwrap();
+    }
 
     #[test]
     fn an_ended_process_is_gone_before_it_is_reaped_and_a_reused_id_is_another_process() {
