@@ -9,6 +9,9 @@ mod export;
 mod inbox;
 mod key;
 mod log;
+mod partial;
+mod patience;
+mod progress;
 mod prompt;
 mod resolve;
 mod secret;
@@ -28,9 +31,6 @@ use args::Command;
 use crate::app;
 use crate::client::{self, Client, ClientError, ExitCode, Kind, Start};
 use crate::output::{self, Format, say};
-
-/// The name under which requests are answered from the command line.
-pub(crate) const ANSWERED_BY: &str = "command line";
 
 /// Why a command ended early.
 #[derive(Debug, Error)]
@@ -118,7 +118,10 @@ async fn dispatch(cli: Cli) -> Done {
         Command::Answer(answer) => inbox::answer(&connect().await?, answer).await,
         Command::Abort(plain) => session::abort(&connect().await?, &plain.id).await,
         Command::Stop(several) => session::stop(&connect().await?, &several.ids, format(several.output)).await,
-        Command::Resume(one) => session::resume(&connect().await?, &one.id, format(one.output)).await,
+        Command::Resume(resume) => {
+            let format = format(resume.output);
+            session::resume(&connect().await?, resume, format).await
+        }
         Command::Rm(remove) => session::rm(&connect().await?, remove).await,
         Command::Rename(rename) => {
             let format = format(rename.output);

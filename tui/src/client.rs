@@ -7,14 +7,16 @@
 mod connect;
 pub mod convert;
 pub mod error;
+pub mod identity;
 pub mod stream;
 pub mod view;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use openagent_core::id::{RequestId, SessionId, TerminalId};
 use openagent_core::permission::{PermissionMode, PermissionResponse, PermissionRule};
-use openagent_core::session::WorkspaceSource;
+use openagent_core::session::{IdleAction, WorkspaceSource};
 use openagent_proto::v1;
 use tonic::Request;
 use tonic::transport::Channel;
@@ -30,8 +32,8 @@ use v1::vault_service_client::VaultServiceClient;
 pub use connect::{Start, become_daemon, daemon_program, paths};
 pub use error::{ClientError, ExitCode, Kind};
 pub use openagent_core::config::Paths;
-pub use stream::{EventStream, ExportStream, SessionStream, StreamItem, TerminalInput, TerminalItem, TerminalStream};
-pub use view::{Pending, PendingRequest, SessionChange, SessionView};
+pub use stream::{EventStream, ExportStream, SessionStream, Snapshot, StreamItem, TerminalInput, TerminalItem, TerminalStream};
+pub use view::{AttachedTo, AttachedView, InstanceView, Pending, PendingRequest, SessionChange, SessionView};
 
 /// Deadline of calls that the daemon answers from what it knows.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
@@ -46,6 +48,7 @@ const ANSWER_MAX_BYTES: usize = 32 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Client {
     channel: Channel,
+    name: Arc<str>,
 }
 
 /// What a new session is made with. Empty texts and `None` stand for the daemon's defaults.
@@ -69,6 +72,8 @@ pub struct NewSession {
     pub pids: Option<u32>,
     /// Rest after which it becomes idle; zero: never.
     pub idle_timeout: Option<Duration>,
+    /// What becomes of its instance then.
+    pub idle_action: Option<IdleAction>,
 }
 
 fn call<T>(message: T) -> Request<T> {
@@ -103,14 +108,20 @@ impl Client {
     service!(provider_service, ProviderServiceClient);
     service!(usage_service, UsageServiceClient);
 
+    /// The name under which others see this client.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// How the daemon is doing.
     pub async fn status(&self) -> Result<v1::GetStatusResponse, ClientError> {
         Ok(self.daemon_service().get_status(call(v1::GetStatusRequest {})).await?.into_inner())
     }
 
-    /// Ends the daemon; sessions go on running.
-    pub async fn shutdown(&self) -> Result<(), ClientError> {
-        self.daemon_service().shutdown(call(v1::ShutdownRequest::default())).await?;
+    /// Ends the daemon; what becomes of the sessions that run is `sessions`.
+    pub async fn shutdown(&self, sessions: v1::ShutdownSessions) -> Result<(), ClientError> {
+        self.daemon_service().shutdown(work(v1::ShutdownRequest { sessions: sessions.into() })).await?;
         Ok(())
     }
 
@@ -184,7 +195,7 @@ impl Client {
 
     /// The history of a session behind event `after`, and with `follow` what happens from then on.
     pub async fn subscribe(&self, id: &SessionId, after: u64, follow: bool, deltas: bool) -> Result<EventStream, ClientError> {
-        let request = v1::SubscribeRequest { session_id: id.to_string(), after_seq: after, follow, deltas, client: String::new() };
+        let request = v1::SubscribeRequest { session_id: id.to_string(), after_seq: after, follow, deltas, client: self.name.to_string() };
         Ok(EventStream::new(self.event_service().subscribe(request).await?.into_inner()))
     }
 
@@ -195,40 +206,33 @@ impl Client {
         Ok(listed.pending.into_iter().filter_map(|pending| convert::pending(pending).ok()).collect())
     }
 
-    /// Answers a permission request as `by`; `reason` is for the agent, with a rejection.
+    /// Answers a permission request; `reason` is for the agent, with a rejection.
     pub async fn answer_permission(
         &self,
         id: &SessionId,
         request: &RequestId,
         response: PermissionResponse,
         reason: String,
-        by: &str,
     ) -> Result<(), ClientError> {
         let request = v1::AnswerPermissionRequest {
             session_id: id.to_string(),
             request_id: request.to_string(),
             response: convert::response_request(response).into(),
             reason,
-            by: by.to_owned(),
+            by: self.name.to_string(),
         };
         self.permission_service().answer_permission(work(request)).await?;
         Ok(())
     }
 
-    /// Answers a question request as `by`: for each question the chosen labels or own words; `None` dismisses it.
-    pub async fn answer_question(
-        &self,
-        id: &SessionId,
-        request: &RequestId,
-        answers: Option<Vec<Vec<String>>>,
-        by: &str,
-    ) -> Result<(), ClientError> {
+    /// Answers a question request: for each question the chosen labels or own words; `None` dismisses it.
+    pub async fn answer_question(&self, id: &SessionId, request: &RequestId, answers: Option<Vec<Vec<String>>>) -> Result<(), ClientError> {
         let request = v1::AnswerQuestionRequest {
             session_id: id.to_string(),
             request_id: request.to_string(),
             dismiss: answers.is_none(),
             answers: answers.unwrap_or_default().into_iter().map(|chosen| v1::QuestionAnswer { chosen }).collect(),
-            by: by.to_owned(),
+            by: self.name.to_string(),
         };
         self.permission_service().answer_question(work(request)).await?;
         Ok(())
@@ -275,7 +279,7 @@ impl Client {
             offset_bytes: offset,
             read_only,
             size: Some(convert::size_request(size.0, size.1)),
-            client: String::new(),
+            client: self.name.to_string(),
         };
         let (input, requests) = TerminalInput::new(attach);
         let stream = self.terminal_service().attach_terminal(requests).await?.into_inner();

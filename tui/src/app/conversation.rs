@@ -98,6 +98,13 @@ pub enum EntryKind {
     },
     /// Events are missing.
     Gap(String),
+    /// Of the first events so many are no longer kept, since they say nothing any more.
+    Compacted {
+        /// How many of the first events were compacted.
+        floor: u64,
+        /// How many of these are gone.
+        dropped: u64,
+    },
     /// Something that this version does not know.
     Unknown(String),
     /// It was taken out of the conversation.
@@ -149,6 +156,8 @@ pub struct Conversation {
     session: SessionId,
     /// What has been taken in.
     pub cursor: Cursor,
+    /// Up to here events were compacted: their numbers have holes.
+    floor: u64,
     /// Everything that was recorded when the subscription began has arrived.
     pub caught_up: bool,
     /// What waits for the user, oldest first.
@@ -182,6 +191,7 @@ impl Conversation {
         Self {
             session,
             cursor: Cursor::default(),
+            floor: 0,
             caught_up: false,
             asks: Vec::new(),
             busy: None,
@@ -200,6 +210,14 @@ impl Conversation {
             told_errors: HashSet::new(),
             status: None,
         }
+    }
+
+    /// An empty conversation of which the events up to `floor` were compacted; `dropped` of them are no longer kept.
+    #[must_use]
+    pub fn compacted(session: SessionId, floor: u64, dropped: u64) -> Self {
+        let mut conversation = Self { floor, ..Self::new(session) };
+        conversation.add(EntryKind::Compacted { floor, dropped });
+        conversation
     }
 
     /// What the conversation consists of.
@@ -221,7 +239,7 @@ impl Conversation {
 
     /// Takes a recorded event in. A number that was seen before is ignored; missing numbers are shown as a gap.
     pub fn apply(&mut self, event: Event) {
-        match self.cursor.advance(event.seq) {
+        match self.cursor.advance_above(self.floor, event.seq) {
             Advance::Duplicate => return,
             Advance::Gap { first, last } => {
                 self.add(EntryKind::Gap(format!("events {first} to {last} did not arrive")));
@@ -566,6 +584,7 @@ impl EntryKind {
             | Self::Retry { .. }
             | Self::Todo(_)
             | Self::Diff(_)
+            | Self::Compacted { .. }
             | Self::Gap(_) => false,
         }
     }
@@ -583,6 +602,7 @@ impl EntryKind {
             | Self::Retry { .. }
             | Self::Todo(_)
             | Self::Answered { .. }
+            | Self::Compacted { .. }
             | Self::Gap(_)
             | Self::Unknown(_)
             | Self::Gone => false,

@@ -27,9 +27,6 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// Longest time between tries.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
-/// Name under which this client answers requests, as others see it.
-const NAME: &str = "tui";
-
 enum Order {
     Type(Vec<u8>),
     Resize(u16, u16),
@@ -316,11 +313,11 @@ async fn carry_out(client: &Client, call: Call) -> Answer {
             Answer::Exported(path, result)
         }
         Call::AnswerPermission { session, request, response, reason } => {
-            let result = client.answer_permission(&session, &request, response, reason, NAME).await;
+            let result = client.answer_permission(&session, &request, response, reason).await;
             Answer::Replied(request, result)
         }
         Call::AnswerQuestion { session, request, answers } => {
-            let result = client.answer_question(&session, &request, answers, NAME).await;
+            let result = client.answer_question(&session, &request, answers).await;
             Answer::Replied(request, result)
         }
         Call::SetKey(provider, secret) => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use openagent_core::permission::{PermissionMode, PermissionResponse};
+use openagent_core::session::IdleAction;
 
 use super::allow::Allow;
 use crate::output::{Format, quantity};
@@ -75,7 +76,7 @@ pub(super) enum Command {
     /// End the containers of sessions and keep everything else.
     Stop(Several),
     /// Give a stopped or failed session a new container.
-    Resume(One),
+    Resume(Resume),
     /// Remove sessions with their workspaces and histories.
     Rm(Remove),
     /// Give a session a title.
@@ -114,6 +115,17 @@ pub(super) struct Listing {
 pub(super) struct One {
     /// The session.
     pub(super) id: String,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Resume {
+    /// The session.
+    pub(super) id: String,
+    /// Return before the agent is ready.
+    #[arg(long)]
+    pub(super) no_wait: bool,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }
@@ -163,6 +175,13 @@ pub(super) struct SessionOptions {
     /// Rest after which it becomes idle, such as 15m; never keeps it active.
     #[arg(long, value_name = "TIME", value_parser = quantity::parse_duration)]
     pub(super) idle_timeout: Option<Duration>,
+    /// What becomes of its container then: pause freezes it and wakes it at once, stop frees its memory.
+    #[arg(long, value_name = "ACTION", value_parser = parse_idle_action)]
+    pub(super) idle_action: Option<IdleAction>,
+}
+
+fn parse_idle_action(text: &str) -> Result<IdleAction, String> {
+    IdleAction::ALL.into_iter().find(|action| action.name() == text).ok_or_else(|| "expected pause or stop".to_owned())
 }
 
 #[derive(Debug, Args)]

@@ -46,7 +46,7 @@ async fn stop() -> Done {
         say("the daemon is not running");
         return Ok(OK);
     }
-    match Client::lazy(&socket).shutdown().await {
+    match Client::lazy(&socket).shutdown(openagent_proto::v1::ShutdownSessions::Unspecified).await {
         // It may be gone before its answer is here.
         Err(error) if !error.is_disconnected() => return Err(error.into()),
         _ => {}
@@ -80,13 +80,18 @@ fn block(status: &json::Daemon) -> String {
         ("protocol", format!("{}{protocol}", status.protocol)),
         ("process", status.pid.to_string()),
         ("started", status.started_at.clone().unwrap_or_default()),
-        ("sessions", format!("{} ({} running)", status.sessions, status.running)),
+        ("sessions", sessions(status)),
+        ("reserved", reserved(status)),
+        ("warm", format!("{} of {} ready", status.warm_ready, status.warm_wanted)),
         ("memory", bytes(status.memory_bytes)),
         ("driver", format!("{} ({engine})", single_line(&status.driver))),
         ("socket", single_line(&status.socket)),
         ("state", single_line(&status.state_directory)),
     ];
-    if let Some(fault) = &status.driver_fault {
+    if let Some(writable) = status.store_writable {
+        lines.push(("store", if writable { "takes writes".into() } else { "read-only".into() }));
+    }
+    for fault in [&status.store_fault, &status.driver_fault].into_iter().flatten() {
         lines.push(("error", single_line(&fault.message)));
         if !fault.hint.is_empty() {
             lines.push(("hint", single_line(&fault.hint)));
@@ -96,6 +101,17 @@ fn block(status: &json::Daemon) -> String {
         lines.push(("warning", single_line(&status.isolation_warning)));
     }
     lines.into_iter().map(|(name, value)| format!("{name:<10} {value}\n")).collect()
+}
+
+fn sessions(status: &json::Daemon) -> String {
+    let most = if status.max_running > 0 { format!(" of at most {}", status.max_running) } else { String::new() };
+    let queued = if status.queued > 0 { format!(", {} queued", status.queued) } else { String::new() };
+    format!("{} ({} running{most}{queued})", status.sessions, status.running)
+}
+
+fn reserved(status: &json::Daemon) -> String {
+    let budget = if status.memory_budget_bytes > 0 { format!(" of {}", bytes(status.memory_budget_bytes)) } else { String::new() };
+    format!("{}{budget} of memory for sessions that run", bytes(status.memory_reserved_bytes))
 }
 
 /// Prints the configuration as the daemon would read it now: the file and the environment on top of the defaults.

@@ -3,7 +3,7 @@
 use openagent_core::permission::{PermissionResponse, PermissionRule, Question};
 
 use super::args::{Answer, OutputArgs, Permit, Rules, parse_response};
-use super::{ANSWERED_BY, Done, Failure, OK, resolve, usage};
+use super::{Done, Failure, OK, resolve, usage};
 use crate::client::{Client, PendingRequest};
 use crate::output::session::pending as pending_text;
 use crate::output::table::Table;
@@ -45,7 +45,7 @@ pub(super) async fn permit(client: &Client, permit: Permit) -> Done {
         return Err(usage("that is a question, not a request for permission", "answer it: openagent answer ID REQUEST ANSWER"));
     }
     let reason = permit.reason.unwrap_or_default();
-    client.answer_permission(&found.session, found.request.id(), response, reason, ANSWERED_BY).await?;
+    client.answer_permission(&found.session, found.request.id(), response, reason).await?;
     Ok(OK)
 }
 
@@ -60,7 +60,7 @@ pub(super) async fn answer(client: &Client, answer: Answer) -> Done {
         ));
     };
     let answers = if answer.dismiss { None } else { Some(choose(&request.questions, &answer.answers)?) };
-    client.answer_question(&session, &request.id, answers, ANSWERED_BY).await?;
+    client.answer_question(&session, &request.id, answers).await?;
     Ok(OK)
 }
 

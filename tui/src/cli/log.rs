@@ -2,54 +2,47 @@
 //!
 //! The reader keeps a cursor: after a daemon that went away it goes on behind the last event that it printed, with no loss and no duplicate.
 
-use std::time::Duration;
-
 use openagent_core::cursor::{Advance, Cursor};
 use openagent_core::event::PartDelta;
 use openagent_core::id::SessionId;
-use tokio::time::Instant;
 
 use super::args::Logs;
+use super::patience::Patience;
 use super::{Done, Failure, OK, resolve};
-use crate::client::{Client, ClientError, StreamItem};
+use crate::client::{Client, ClientError, Snapshot, StreamItem};
 use crate::output::text::visible;
 use crate::output::{self, Format, event, say};
 
-/// How long a daemon that went away is waited for.
-const RETURN_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Between two attempts to reach it.
-const RETURN_POLL: Duration = Duration::from_millis(250);
-
 pub(super) async fn logs(client: &Client, logs: Logs, format: Format) -> Done {
     let id = resolve::session(client, &logs.id).await?;
-    let mut printer = Printer { format, cursor: Cursor(logs.after), open_line: false };
-    let mut lost_at: Option<Instant> = None;
+    let mut printer = Printer { format, cursor: Cursor(logs.after), floor: 0, open_line: false };
+    let mut patience = Patience::default();
     loop {
         let before = printer.cursor;
         let error = match printer.read(client, &id, &logs).await {
             Ok(()) => break,
-            Err(Failure::Failed(error)) if logs.follow && error.is_disconnected() => error,
+            Err(Failure::Failed(error)) if logs.follow => error,
             Err(failure) => return Err(failure),
         };
         if printer.cursor != before {
-            lost_at = None;
+            patience.there();
         }
-        if lost_at.is_none() {
-            say("the connection to the daemon was lost; waiting for it");
-        }
-        if lost_at.get_or_insert_with(Instant::now).elapsed() > RETURN_DEADLINE {
-            return Err(error.into());
-        }
-        tokio::time::sleep(RETURN_POLL).await;
+        patience.again(error).await?;
     }
     printer.end_line()?;
     Ok(OK)
 }
 
+/// That older events are not all there, in one line.
+fn compacted(snapshot: Snapshot) -> String {
+    format!("older events were compacted: {} of the first {} are no longer kept", snapshot.dropped, snapshot.floor)
+}
+
 struct Printer {
     format: Format,
     cursor: Cursor,
+    /// Up to here events were compacted: their numbers have holes.
+    floor: u64,
     /// Letters were printed that did not end a line.
     open_line: bool,
 }
@@ -60,7 +53,7 @@ impl Printer {
         while let Some(item) = items.next().await? {
             match item {
                 StreamItem::Event(event) => {
-                    match self.cursor.advance(event.seq) {
+                    match self.cursor.advance_above(self.floor, event.seq) {
                         Advance::Next => {}
                         Advance::Duplicate => continue,
                         Advance::Gap { first, last } => {
@@ -79,6 +72,11 @@ impl Printer {
                     }
                 }
                 StreamItem::Delta(delta) => self.delta(&delta)?,
+                StreamItem::Snapshot(snapshot) => {
+                    (self.cursor, self.floor) = (Cursor::default(), snapshot.floor);
+                    self.end_line()?;
+                    say(&compacted(snapshot));
+                }
                 StreamItem::CaughtUp(_) => {}
             }
         }

@@ -12,10 +12,12 @@ use tokio::time::Instant;
 
 use super::allow::Allow;
 use super::args::{Prompt, Run, TurnOptions};
-use super::session::{end_progress, failed, new_session, progress, stopped};
+use super::patience::Patience;
+use super::progress::Progress;
+use super::session::{failed, new_session, stopped};
 use super::turn::{News, Turn};
-use super::{ANSWERED_BY, Done, Failure, OK, prompt_text, report, resolve, usage};
-use crate::client::{Client, ClientError, EventStream, ExitCode, Kind, Pending, PendingRequest, StreamItem};
+use super::{Done, Failure, OK, prompt_text, report, resolve, usage};
+use crate::client::{Client, ClientError, EventStream, ExitCode, Kind, Pending, PendingRequest, SessionChange, StreamItem};
 use crate::output::session::{pending as pending_text, short_id};
 use crate::output::text::visible;
 use crate::output::{self, Format, json, say, stderr_is_terminal, stdout_is_terminal};
@@ -93,22 +95,23 @@ async fn follow(
     options: &TurnOptions,
     format: Format,
 ) -> Result<End, Failure> {
-    let mut events = client.subscribe(id, after, true, true).await?;
     let conversation = id.as_str().parse().map_err(|_| ClientError::malformed("the session's id"))?;
     let mut follower = Follower {
         client,
         id,
+        after,
         turn: Turn::new(conversation),
         allow: &options.allow,
         stream: stdout_is_terminal() && format == Format::Table,
         open_line: false,
         unanswered: Vec::new(),
+        progress: Progress::default(),
     };
-    let how = follower.until_end(&mut events, giving, options.timeout).await?;
+    let how = follower.until_end(giving, options.timeout).await?;
     if follower.open_line {
         output::line("")?;
     }
-    end_progress();
+    follower.progress.end();
     let streamed = follower.stream && follower.turn.outcome().is_some();
     Ok(End { id: id.clone(), how, text: follower.turn.answer(), streamed, error: follower.turn.error().cloned() })
 }
@@ -116,6 +119,8 @@ async fn follow(
 struct Follower<'a> {
     client: &'a Client,
     id: &'a SessionId,
+    /// The last event that was taken into account.
+    after: u64,
     turn: Turn,
     allow: &'a [Allow],
     stream: bool,
@@ -123,17 +128,30 @@ struct Follower<'a> {
     open_line: bool,
     /// What was asked and no rule allows.
     unanswered: Vec<RequestId>,
+    progress: Progress,
 }
 
 impl Follower<'_> {
+    /// Reads on behind the last event, as soon as there is a daemon again where there was none for a moment.
+    async fn subscribe(&self, patience: &mut Patience) -> Result<EventStream, Failure> {
+        loop {
+            match self.client.subscribe(self.id, self.after, true, true).await {
+                Ok(events) => return Ok(events),
+                Err(error) => patience.again(error).await?,
+            }
+        }
+    }
+
     async fn until_end(
         &mut self,
-        events: &mut EventStream,
         giving: impl Future<Output = Result<String, ClientError>>,
         timeout: Option<Duration>,
     ) -> Result<How, Failure> {
+        let mut patience = Patience::default();
+        let mut events = self.client.subscribe(self.id, self.after, true, true).await?;
+        let mut sessions = self.client.watch_sessions().await?;
         let mut giving = pin!(giving);
-        let mut given = false;
+        let (mut given, mut watching) = (false, true);
         let mut deadline = pin!(tokio::time::sleep(timeout.unwrap_or(NEVER)));
         let mut block = pin!(tokio::time::sleep(NEVER));
         loop {
@@ -144,9 +162,17 @@ impl Follower<'_> {
                 // An end that has come counts before a deadline that comes at the same time.
                 biased;
                 item = events.next() => {
-                    let Some(item) = item? else {
-                        return Ok(How::Failed(ClientError::new(Kind::NotFound, "the session was removed", "")));
+                    let item = match item {
+                        Ok(Some(item)) => item,
+                        Ok(None) => return Ok(How::Failed(ClientError::new(Kind::NotFound, "the session was removed", ""))),
+                        // The turn goes on without the daemon, and is gone on with where it was left.
+                        Err(error) => {
+                            patience.again(error).await?;
+                            events = self.subscribe(&mut patience).await?;
+                            continue;
+                        }
                     };
+                    patience.there();
                     if let Some(how) = self.item(item).await? {
                         return Ok(how);
                     }
@@ -163,10 +189,21 @@ impl Follower<'_> {
                             let message = message.parse().map_err(|_| ClientError::malformed("the message's id"))?;
                             self.turn.accepted(Some(message));
                         }
+                        Err(mut error) if error.is_disconnected() => {
+                            error.hint = format!("see whether the prompt has arrived: openagent logs {}", short_id(self.id));
+                            return Ok(How::Failed(error));
+                        }
                         // A session that could not be made says in its events why, and better than the prompt that waited for it.
                         Err(error) => return Ok(How::Failed(self.cause_of(error).await)),
                     }
                 }
+                // A prompt waits as long as its session waits for room.
+                change = sessions.next(), if watching && !given => match change {
+                    Ok(Some(SessionChange::Changed(session))) if session.id == *self.id => self.progress.session(&session),
+                    Ok(Some(_)) => {}
+                    // What the place in the queue is, is not worth failing for.
+                    Ok(None) | Err(_) => watching = false,
+                },
                 () = &mut block, if !self.unanswered.is_empty() => {
                     let waiting = self.client.pending(Some(self.id)).await?;
                     if !waiting.is_empty() {
@@ -189,12 +226,15 @@ impl Follower<'_> {
 
     async fn item(&mut self, item: StreamItem) -> Result<Option<How>, Failure> {
         let news = match item {
+            // A snapshot repeats what was taken into account.
+            StreamItem::Event(event) if event.seq <= self.after => None,
             StreamItem::Event(event) => {
-                progress(&event.kind);
+                self.after = event.seq;
+                self.progress.event(&event.kind);
                 self.turn.event(event.kind)
             }
             StreamItem::Delta(delta) => self.turn.delta(delta),
-            StreamItem::CaughtUp(_) => None,
+            StreamItem::Snapshot(_) | StreamItem::CaughtUp(_) => None,
         };
         match news {
             Some(News::Letters { text, new_part }) if self.stream => {
@@ -227,7 +267,7 @@ impl Follower<'_> {
     }
 
     async fn allow_once(&self, request: &RequestId) -> Result<(), Failure> {
-        let answer = self.client.answer_permission(self.id, request, PermissionResponse::Once, String::new(), ANSWERED_BY);
+        let answer = self.client.answer_permission(self.id, request, PermissionResponse::Once, String::new());
         match answer.await {
             // Somebody else was faster, or the agent no longer asks: either way nothing waits.
             Err(error) if !matches!(error.kind, Kind::Conflict | Kind::NotFound) => Err(error.into()),

@@ -1,18 +1,18 @@
 //! Making, listing, stopping, resuming, removing and naming sessions.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
-use openagent_core::event::{AgentProcess, Busy, EventKind, StepOutcome};
 use openagent_core::id::SessionId;
 use openagent_core::session::{Status, WorkspaceSource};
 
-use super::args::{New, Remove, Rename, SessionOptions};
+use super::args::{New, Remove, Rename, Resume, SessionOptions};
+use super::progress::until_ready;
 use super::{Done, Failure, OK, print_session, prompt_text, resolve, usage};
-use crate::client::{Client, ClientError, Kind, NewSession, SessionView, StreamItem};
-use crate::output::quantity::{now, took};
+use crate::client::{Client, ClientError, Kind, NewSession, SessionView};
+use crate::output::quantity::now;
 use crate::output::session::{block, short_id, table};
 use crate::output::text::shortened;
-use crate::output::{self, Format, json, say, stderr_is_terminal};
+use crate::output::{self, Format, json, say};
 
 /// What the options ask for; a relative folder is that of this process.
 pub(super) fn new_session(options: SessionOptions) -> Result<NewSession, Failure> {
@@ -39,6 +39,7 @@ pub(super) fn new_session(options: SessionOptions) -> Result<NewSession, Failure
         cpu_millis: options.cpus,
         pids: options.pids,
         idle_timeout: options.idle_timeout,
+        idle_action: options.idle_action,
     })
 }
 
@@ -50,70 +51,13 @@ pub(super) async fn new(client: &Client, new: New, format: Format) -> Done {
     let created = client.create_session(new_session(new.options)?).await?;
     let id = created.id.clone();
     if !new.no_wait {
-        let ready = ready(client, &id).await;
-        end_progress();
-        ready?;
+        until_ready(client, &id, 0).await?;
     }
     if let Some(prompt) = prompt {
         client.prompt(&id, prompt, String::new(), String::new()).await?;
     }
     let session = if new.no_wait { created } else { client.session(&id).await? };
     print_session(session, format, |session| format!("{}\n", session.id))
-}
-
-/// Shortest step that is worth a line of its own once it is done.
-const STEP_SHOWN_MILLIS: u64 = 100;
-
-/// Clears what [`progress`] left on the last line of stderr.
-pub(super) fn end_progress() {
-    if stderr_is_terminal() {
-        // Who closed stderr does not want to be told.
-        let _ = std::io::stderr().write_all(b"\r\x1b[K");
-    }
-}
-
-/// Tells a provisioning step on stderr, where somebody is looking: the one that runs in place, those that took their time line by line.
-pub(super) fn progress(kind: &EventKind) {
-    if !stderr_is_terminal() {
-        return;
-    }
-    match kind {
-        EventKind::Step { step, outcome: StepOutcome::Started } => {
-            end_progress();
-            let _ = write!(std::io::stderr(), "  {} ...", step.name());
-        }
-        EventKind::Step { step, outcome: StepOutcome::Done { millis } } => {
-            end_progress();
-            if *millis >= STEP_SHOWN_MILLIS {
-                say(&format!("  {} ({})", step.name(), took(*millis)));
-            }
-        }
-        EventKind::Step { step, outcome: StepOutcome::Failed { .. } } => {
-            end_progress();
-            say(&format!("  {} failed", step.name()));
-        }
-        EventKind::Busy { busy: Busy::Retrying { attempt, message, .. } } => {
-            say(&format!("  the model call failed ({attempt}) and will be tried again: {}", shortened(message, 200)));
-        }
-        EventKind::Agent { process: AgentProcess::Exited { code, .. } } => say(&format!("  the agent exited with code {code}")),
-        _ => {}
-    }
-}
-
-/// Waits until the agent of a session that is being created or resumed accepts prompts.
-async fn ready(client: &Client, id: &SessionId) -> Result<(), Failure> {
-    let mut events = client.subscribe(id, 0, true, false).await?;
-    while let Some(item) = events.next().await? {
-        let StreamItem::Event(event) = item else { continue };
-        progress(&event.kind);
-        match event.kind {
-            EventKind::Agent { process: AgentProcess::Ready { .. } } => return Ok(()),
-            EventKind::Session { status: Status::Error, fault, .. } => return Err(failed(id, fault).into()),
-            EventKind::Session { status: Status::Stopped, .. } => return Err(stopped(id).into()),
-            _ => {}
-        }
-    }
-    Err(ClientError::new(Kind::NotFound, "the session was removed while it was being created", "").into())
 }
 
 /// The error of a session that failed.
@@ -166,9 +110,15 @@ pub(super) async fn stop(client: &Client, ids: &[String], format: Format) -> Don
     Ok(OK)
 }
 
-pub(super) async fn resume(client: &Client, id: &str, format: Format) -> Done {
-    let id = resolve::session(client, id).await?;
-    let session = client.resume(&id).await?;
+pub(super) async fn resume(client: &Client, resume: Resume, format: Format) -> Done {
+    let id = resolve::session(client, &resume.id).await?;
+    let before = client.session(&id).await?.last_seq;
+    let mut session = client.resume(&id).await?;
+    let ready = session.status == Some(Status::Active) && session.step.is_empty() && session.queue_position == 0;
+    if !resume.no_wait && !ready {
+        until_ready(client, &id, before).await?;
+        session = client.session(&id).await?;
+    }
     match format {
         Format::Json => print_session(session, format, |_| String::new()),
         Format::Table => Ok(OK),

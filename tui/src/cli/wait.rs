@@ -5,6 +5,8 @@ use openagent_core::id::SessionId;
 use openagent_core::session::Status;
 
 use super::args::{Until, Wait};
+use super::patience::Patience;
+use super::progress::Progress;
 use super::session::{failed, stopped};
 use super::{Done, Failure, OK, resolve};
 use crate::client::{Client, ClientError, ExitCode, Kind, SessionChange, SessionView};
@@ -24,12 +26,30 @@ pub(super) async fn wait(client: &Client, wait: Wait) -> Done {
 }
 
 async fn until(client: &Client, id: &SessionId, until: Option<Until>) -> Done {
+    let mut progress = Progress::default();
+    let mut patience = Patience::default();
+    let end = loop {
+        match watch(client, id, until, &mut progress, &mut patience).await {
+            Err(Failure::Failed(error)) => match patience.again(error).await {
+                Ok(()) => {}
+                Err(failure) => break Err(failure),
+            },
+            end => break end,
+        }
+    };
+    progress.end();
+    end
+}
+
+async fn watch(client: &Client, id: &SessionId, until: Option<Until>, progress: &mut Progress, patience: &mut Patience) -> Done {
     let mut changes = client.watch_sessions().await?;
     let mut seen = false;
     while let Some(change) = changes.next().await? {
         match change {
             SessionChange::Changed(session) if session.id == *id => {
                 seen = true;
+                patience.there();
+                progress.session(&session);
                 match judge(&session, until) {
                     // What was answered a moment ago may still show: only what is listed waits.
                     Some(Ok(BLOCKED)) if client.pending(Some(id)).await?.is_empty() => {}
@@ -54,8 +74,8 @@ async fn until(client: &Client, id: &SessionId, until: Option<Until>) -> Done {
 fn judge(session: &SessionView, until: Option<Until>) -> Option<Result<u8, ClientError>> {
     let status = session.status;
     let blocked = matches!(session.activity, Activity::Blocked { .. });
-    // A session that is still being made has not ended a turn; one that rests has.
-    let up = matches!(status, Some(Status::Active | Status::Idle));
+    // A session that is still being made, or waits for room, has not ended a turn; one that rests has.
+    let up = matches!(status, Some(Status::Active | Status::Idle)) && session.queue_position == 0;
     let done = up && matches!(session.activity, Activity::Done | Activity::Quiet);
     if up && matches!(session.activity, Activity::Failed) && matches!(until, None | Some(Until::Done)) {
         let hint = format!("see why: openagent logs {}", session.id);
@@ -66,7 +86,7 @@ fn judge(session: &SessionView, until: Option<Until>) -> Option<Result<u8, Clien
         Some(Until::Blocked) => blocked,
         Some(Until::Idle) => status == Some(Status::Idle),
         Some(Until::Stopped) => status == Some(Status::Stopped),
-        Some(Until::Active) => status == Some(Status::Active) && session.step.is_empty(),
+        Some(Until::Active) => up && status == Some(Status::Active) && session.step.is_empty(),
         Some(Until::Error) => status == Some(Status::Error),
     };
     if reached {
@@ -95,6 +115,15 @@ mod tests {
 
     fn code(status: Status, activity: Activity, until: Option<Until>) -> Option<u8> {
         judge(&session(status, activity), until).map(|result| result.unwrap_or_else(|error| error.exit_code() as u8))
+    }
+
+    #[test]
+    fn who_waits_for_room_has_not_ended_the_turn_that_waits_with_it() {
+        let mut queued = session(Status::Idle, Activity::Done);
+        queued.queue_position = 2;
+        for until in [None, Some(Until::Done), Some(Until::Active)] {
+            assert!(judge(&queued, until).is_none(), "{until:?}");
+        }
     }
 
     #[test]

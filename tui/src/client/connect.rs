@@ -85,7 +85,7 @@ impl Client {
     /// A client of the daemon at `socket` that connects when it is first used.
     #[must_use]
     pub fn lazy(socket: &Path) -> Self {
-        Self { channel: channel(socket.to_owned()) }
+        Self { channel: channel(socket.to_owned()), name: super::identity::name().into() }
     }
 
     /// Refuses a daemon that speaks another version of the protocol.

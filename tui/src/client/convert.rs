@@ -9,7 +9,7 @@ use openagent_core::activity::Activity;
 use openagent_core::event::PartDelta;
 use openagent_core::id::InvalidId;
 use openagent_core::permission::{PermissionMode, PermissionRequest, PermissionResponse, Question, QuestionOption, QuestionRequest};
-use openagent_core::session::{Fault, Limits, Status, WorkspaceSource};
+use openagent_core::session::{Fault, IdleAction, Limits, Status, WorkspaceSource};
 use openagent_core::time::Timestamp;
 use openagent_core::usage::{Tokens, Usage};
 use openagent_proto::v1;
@@ -18,7 +18,7 @@ use thiserror::Error;
 pub use event::event;
 
 use super::NewSession;
-use super::view::{InstanceView, Pending, PendingRequest, SessionChange, SessionView};
+use super::view::{AttachedTo, AttachedView, InstanceView, Pending, PendingRequest, SessionChange, SessionView};
 
 /// Why something that arrived cannot be said in the words of the domain.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -124,12 +124,30 @@ fn instance(instance: v1::Instance) -> Option<InstanceView> {
     Some(InstanceView {
         id: instance.id.parse().ok()?,
         state: instance_state(instance.state()),
+        exit: event::exit_cause(&instance).ok(),
         driver: instance.driver,
         exit_cause: instance.exit_cause,
         created_at: time(instance.created_at),
         running_at: optional_time(instance.running_at),
         ended_at: optional_time(instance.ended_at),
     })
+}
+
+fn idle_action(action: v1::IdleAction) -> Option<IdleAction> {
+    match action {
+        v1::IdleAction::Unspecified => None,
+        v1::IdleAction::Pause => Some(IdleAction::Pause),
+        v1::IdleAction::Stop => Some(IdleAction::Stop),
+    }
+}
+
+fn attached(attached: v1::Attached) -> AttachedView {
+    let to = match attached.to() {
+        v1::AttachedTo::Unspecified => AttachedTo::Unknown,
+        v1::AttachedTo::Events => AttachedTo::Events,
+        v1::AttachedTo::Terminal => AttachedTo::Terminal,
+    };
+    AttachedView { client: attached.client, to, since: time(attached.since) }
 }
 
 /// A session.
@@ -143,6 +161,7 @@ pub fn session(session: v1::Session) -> Result<SessionView, Unreadable> {
         id: session.id.parse()?,
         status: status(session.status()),
         permission_mode: permission_mode(session.permission_mode()),
+        idle_action: idle_action(session.idle_action()),
         title: session.title,
         fault: session.fault.map(fault),
         activity: activity(session.activity),
@@ -162,6 +181,9 @@ pub fn session(session: v1::Session) -> Result<SessionView, Unreadable> {
         last_seq: session.last_seq,
         network: session.network,
         step: session.step,
+        queue_position: session.queue_position,
+        unreachable_since: optional_time(session.unreachable_since),
+        attached: session.attached.into_iter().map(attached).collect(),
     })
 }
 
@@ -258,6 +280,10 @@ pub(super) fn create_request(new: NewSession) -> v1::CreateSessionRequest {
         PermissionMode::AutoEdit => v1::PermissionMode::AutoEdit,
         PermissionMode::ReadOnly => v1::PermissionMode::ReadOnly,
     });
+    let idle_action = new.idle_action.map_or(v1::IdleAction::Unspecified, |action| match action {
+        IdleAction::Pause => v1::IdleAction::Pause,
+        IdleAction::Stop => v1::IdleAction::Stop,
+    });
     v1::CreateSessionRequest {
         title: new.title,
         workspace: Some(v1::Workspace { source: Some(source) }),
@@ -273,7 +299,7 @@ pub(super) fn create_request(new: NewSession) -> v1::CreateSessionRequest {
             seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             nanos: i32::try_from(timeout.subsec_nanos()).unwrap_or_default(),
         }),
-        idle_action: v1::IdleAction::Unspecified.into(),
+        idle_action: idle_action.into(),
     }
 }
 

@@ -26,8 +26,19 @@ pub enum StreamItem {
     Event(Event),
     /// Letters of a part that is still being written.
     Delta(PartDelta),
+    /// Older events were compacted: what was built from earlier ones is to be forgotten. What is kept of them follows, from the beginning.
+    Snapshot(Snapshot),
     /// Everything that was recorded when the subscription began has been delivered; the last event's seq.
     CaughtUp(u64),
+}
+
+/// What is left of the older part of a history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Events up to here are not dense.
+    pub floor: u64,
+    /// How many of them are not kept.
+    pub dropped: u64,
 }
 
 /// The history of a session.
@@ -52,6 +63,9 @@ impl EventStream {
                     Ok(delta) => return Ok(Some(StreamItem::Delta(delta))),
                     Err(_) => self.unreadable += 1,
                 },
+                Some(Item::Snapshot(snapshot)) => {
+                    return Ok(Some(StreamItem::Snapshot(Snapshot { floor: snapshot.floor_seq, dropped: snapshot.dropped })));
+                }
                 Some(Item::CaughtUp(caught_up)) => return Ok(Some(StreamItem::CaughtUp(caught_up.seq))),
                 None => self.unreadable += 1,
             }

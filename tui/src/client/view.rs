@@ -2,8 +2,9 @@
 
 use openagent_core::activity::Activity;
 use openagent_core::id::{InstanceId, RequestId, SessionId};
+use openagent_core::instance::ExitCause;
 use openagent_core::permission::{PermissionMode, PermissionRequest, QuestionRequest};
-use openagent_core::session::{Fault, Limits, Status, WorkspaceSource};
+use openagent_core::session::{Fault, IdleAction, Limits, Status, WorkspaceSource};
 use openagent_core::time::Timestamp;
 use openagent_core::usage::Usage;
 
@@ -48,6 +49,14 @@ pub struct SessionView {
     pub network: String,
     /// The provisioning step that runs; empty when none does.
     pub step: String,
+    /// What becomes of its instance when it is idle.
+    pub idle_action: Option<IdleAction>,
+    /// Its place among those that wait for room to run, from 1; 0: it does not wait.
+    pub queue_position: u32,
+    /// Since when its instance does not answer; what is known of the agent is as old.
+    pub unreachable_since: Option<Timestamp>,
+    /// Who follows it, oldest first.
+    pub attached: Vec<AttachedView>,
 }
 
 impl SessionView {
@@ -55,6 +64,73 @@ impl SessionView {
     #[must_use]
     pub fn status_name(&self) -> &'static str {
         self.status.map_or("unknown", Status::name)
+    }
+
+    /// What it rests on, where it is idle: its frozen instance, or none at all.
+    #[must_use]
+    pub fn rest(&self) -> Option<Rest> {
+        if self.status != Some(Status::Idle) {
+            return None;
+        }
+        match self.instance.as_ref().map(|instance| instance.state) {
+            Some("paused") => Some(Rest::Paused),
+            None | Some("terminated" | "error") => Some(Rest::NoInstance),
+            Some(_) => None,
+        }
+    }
+}
+
+/// What an idle session rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// Its instance is frozen.
+    Paused,
+    /// It has no instance.
+    NoInstance,
+}
+
+impl Rest {
+    /// Its name in output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::NoInstance => "no instance",
+        }
+    }
+}
+
+/// Somebody who follows a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedView {
+    /// The name that the client gave. Untrusted text.
+    pub client: String,
+    /// What it follows.
+    pub to: AttachedTo,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What a client follows of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachedTo {
+    /// Its conversation.
+    Events,
+    /// One of its terminals.
+    Terminal,
+    /// Something that this version does not know.
+    Unknown,
+}
+
+impl AttachedTo {
+    /// Its name in output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Terminal => "terminal",
+            Self::Unknown => "unknown",
+        }
     }
 }
 
@@ -65,10 +141,12 @@ pub struct InstanceView {
     pub id: InstanceId,
     /// `docker` or `local`.
     pub driver: String,
-    /// `provisioning`, `running`, `terminated`, `error` or `unknown`.
+    /// `provisioning`, `running`, `paused`, `terminated`, `error` or `unknown`.
     pub state: &'static str,
     /// Why it ended, where it ended by itself.
     pub exit_cause: String,
+    /// The same in the words of the domain; `None` where it did not end by itself, or for a reason that this version does not know.
+    pub exit: Option<ExitCause>,
     /// When its ladder began.
     pub created_at: Timestamp,
     /// When it reached `running`.

@@ -14,8 +14,9 @@
 //! | `logs` | one event a line, in the form of [`openagent_core::event::Event`] (times in milliseconds since the epoch); a delta as `{"delta": …}` |
 
 use openagent_core::activity::Activity;
+use openagent_core::instance::ExitCause;
 use openagent_core::permission::PermissionMode;
-use openagent_core::session::{Fault, Limits, WorkspaceSource};
+use openagent_core::session::{Fault, IdleAction, Limits, WorkspaceSource};
 use openagent_core::time::Timestamp;
 use openagent_core::usage::Tokens;
 use openagent_proto::v1;
@@ -109,16 +110,30 @@ pub struct Instance {
     pub id: String,
     /// `docker` or `local`.
     pub driver: String,
-    /// `provisioning`, `running`, `terminated` or `error`.
+    /// `provisioning`, `running`, `paused`, `terminated` or `error`.
     pub state: &'static str,
     /// Why it ended by itself; empty where it did not.
     pub exit_cause: String,
+    /// The same for programs: `{"cause": "exited", "code": …}`, `{"cause": "killed", "signal": …}`, `out_of_memory`, `removed`,
+    /// `not_started`, `engine_gone`, `engine_stopped`, `unresponsive` or `unwatched`; null where it did not.
+    pub exit: Option<ExitCause>,
     /// When it was made.
     pub created_at: String,
     /// When it was up.
     pub running_at: Option<String>,
     /// When it ended.
     pub ended_at: Option<String>,
+}
+
+/// Somebody who follows a session.
+#[derive(Debug, Clone, Serialize)]
+pub struct Attached {
+    /// The name that the client gave.
+    pub client: String,
+    /// `events` for its conversation, `terminal` for one of its terminals.
+    pub to: &'static str,
+    /// Since when.
+    pub since: String,
 }
 
 /// A session.
@@ -152,6 +167,14 @@ pub struct Session {
     pub limits: Limits,
     /// Rest after which it becomes idle; 0: never.
     pub idle_timeout_millis: u64,
+    /// What becomes of its instance then: `pause` or `stop`.
+    pub idle_action: Option<IdleAction>,
+    /// Its place among those that wait for room to run, from 1; null: it does not wait.
+    pub queue_position: Option<u32>,
+    /// Since when its instance does not answer, and `activity` is as old; null: it answers.
+    pub unreachable_since: Option<String>,
+    /// Who follows it, oldest first.
+    pub attached: Vec<Attached>,
     /// What may be reached from inside.
     pub network: String,
     /// What it has spent.
@@ -166,11 +189,14 @@ pub struct Session {
 
 impl From<SessionView> for Session {
     fn from(session: SessionView) -> Self {
+        let attached =
+            |attached: view::AttachedView| Attached { client: attached.client, to: attached.to.name(), since: time(attached.since) };
         let instance = |instance: view::InstanceView| Instance {
             id: instance.id.to_string(),
             driver: instance.driver,
             state: instance.state,
             exit_cause: instance.exit_cause,
+            exit: instance.exit,
             created_at: time(instance.created_at),
             running_at: instance.running_at.map(time),
             ended_at: instance.ended_at.map(time),
@@ -190,6 +216,10 @@ impl From<SessionView> for Session {
             permission_mode: session.permission_mode,
             limits: session.limits,
             idle_timeout_millis: session.idle_timeout_millis,
+            idle_action: session.idle_action,
+            queue_position: (session.queue_position > 0).then_some(session.queue_position),
+            unreachable_since: session.unreachable_since.map(time),
+            attached: session.attached.into_iter().map(attached).collect(),
             network: session.network,
             usage: session.usage.into(),
             created_at: time(session.created_at),
@@ -478,6 +508,22 @@ pub struct Daemon {
     pub sessions: u32,
     /// Sessions with an instance.
     pub running: u32,
+    /// How many may have one at a time; 0 where the daemon does not say.
+    pub max_running: u32,
+    /// Sessions that wait for room to run.
+    pub queued: u32,
+    /// Sum of the memory limits of sessions with an instance.
+    pub memory_reserved_bytes: u64,
+    /// Its bound; 0: none.
+    pub memory_budget_bytes: u64,
+    /// Prepared instances that are ready.
+    pub warm_ready: u32,
+    /// How many are to be.
+    pub warm_wanted: u32,
+    /// Writes are taken; null where the daemon does not say.
+    pub store_writable: Option<bool>,
+    /// Why they are not, and what to do.
+    pub store_fault: Option<Problem>,
     /// Its resident memory.
     pub memory_bytes: u64,
     /// `docker` or `local`.
@@ -495,7 +541,16 @@ pub struct Daemon {
 impl From<v1::GetStatusResponse> for Daemon {
     fn from(status: v1::GetStatusResponse) -> Self {
         let driver = status.driver.unwrap_or_default();
+        let store_writable = status.store.as_ref().map(|store| store.writable);
         Self {
+            max_running: status.max_running,
+            queued: status.queued,
+            memory_reserved_bytes: status.memory_reserved_bytes,
+            memory_budget_bytes: status.memory_budget_bytes,
+            warm_ready: status.warm_ready,
+            warm_wanted: status.warm_wanted,
+            store_writable,
+            store_fault: status.store.and_then(|store| store.fault).map(|fault| convert::fault(fault).into()),
             version: status.version,
             protocol: status.protocol,
             client_protocol: openagent_proto::PROTOCOL,
@@ -530,6 +585,8 @@ mod tests {
             usage: Some(v1::Usage { tokens: Some(v1::Tokens { input: 5, ..Default::default() }), cost_micros: 2_422 }),
             created_at: Some(prost_types::Timestamp { seconds: 1_795_336_693, nanos: 531_000_000 }),
             permission_mode: v1::PermissionMode::AutoEdit.into(),
+            queue_position: 2,
+            attached: vec![v1::Attached { client: "anna".into(), to: v1::AttachedTo::Events.into(), since: None }],
             ..Default::default()
         };
         let session: Session = convert::session(wire).unwrap().into();
@@ -538,6 +595,8 @@ mod tests {
             "activity": { "state": "blocked", "permissions": 1, "questions": 2 },
             "step": null, "driver": "", "instance": null, "workspace": { "source": "empty" }, "model": "", "agent": "",
             "permission_mode": "auto-edit", "limits": { "memory_bytes": 0, "cpu_millis": 0, "pids": 0 }, "idle_timeout_millis": 0,
+            "idle_action": null, "queue_position": 2, "unreachable_since": null,
+            "attached": [{ "client": "anna", "to": "events", "since": "1970-01-01T00:00:00Z" }],
             "network": "",
             "usage": {
                 "tokens": { "input": 5, "output": 0, "reasoning": 0, "cache_read": 0, "cache_write": 0 },

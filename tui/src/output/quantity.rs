@@ -137,6 +137,19 @@ pub fn took(millis: u64) -> String {
     }
 }
 
+/// A place in a row: `1st`, `2nd`, `13th`.
+#[must_use]
+pub fn ordinal(number: u32) -> String {
+    let ending = match (number % 100, number % 10) {
+        (11..=13, _) => "th",
+        (_, 1) => "st",
+        (_, 2) => "nd",
+        (_, 3) => "rd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +177,6 @@ mod tests {
         assert_eq!(cost_exact(2_422), "$0.002422");
         assert_eq!([span(5_000), span(180_000), span(7_200_000), span(86_400_000)], ["5s", "3m", "2h", "1d"]);
         assert_eq!([took(340), took(2_540)], ["340 ms", "2.5 s"]);
+        assert_eq!([1, 2, 3, 4, 11, 12, 21, 113].map(ordinal), ["1st", "2nd", "3rd", "4th", "11th", "12th", "21st", "113th"]);
     }
 }

@@ -2,14 +2,15 @@
 
 use openagent_core::activity::Activity;
 use openagent_core::id::SessionId;
+use openagent_core::instance::ExitCause;
 use openagent_core::permission::{PermissionRequest, Question};
 use openagent_core::session::{Status, WorkspaceSource};
 use openagent_core::time::Timestamp;
 
-use super::quantity::{bytes, cost, count, span};
+use super::quantity::{bytes, cost, count, ordinal, span};
 use super::table::Table;
 use super::text::{shortened, single_line, visible};
-use crate::client::{Pending, PendingRequest, SessionView};
+use crate::client::{AttachedTo, Pending, PendingRequest, SessionView};
 
 /// Columns of a title in a table.
 const TITLE_COLUMNS: usize = 40;
@@ -39,7 +40,13 @@ pub const fn activity_name(activity: &Activity) -> &'static str {
 
 /// Status and activity in one: a symbol, so that no colour is needed, and a word. What the agent does matters while it can do something.
 #[must_use]
-pub fn state(session: &SessionView) -> String {
+pub fn state(session: &SessionView, now: Timestamp) -> String {
+    if session.queue_position > 0 {
+        return format!("◌ queued ({})", ordinal(session.queue_position));
+    }
+    if let Some(since) = session.unreachable_since {
+        return format!("~ unreachable for {}", span(now.millis_since(since)));
+    }
     match session.status {
         Some(Status::Creating) if session.step.is_empty() => "◌ creating".into(),
         Some(Status::Creating) => format!("◌ creating: {}", single_line(&session.step)),
@@ -51,7 +58,7 @@ pub fn state(session: &SessionView) -> String {
             Activity::Done => "✓ done".into(),
             Activity::Failed => "✗ failed".into(),
         },
-        Some(Status::Idle) => "z idle".into(),
+        Some(Status::Idle) => session.rest().map_or_else(|| "z idle".into(), |rest| format!("z idle, {}", rest.name())),
         Some(Status::Stopped) => "■ stopped".into(),
         Some(Status::Error) => "✗ error".into(),
         None => "· unknown".into(),
@@ -63,18 +70,34 @@ fn title(title: &str, columns: usize) -> String {
     if title.is_empty() { "(untitled)".into() } else { shortened(title, columns) }
 }
 
+/// What helps where an instance ended like this, beyond starting another one.
+fn remedy(cause: &ExitCause, session: &SessionView) -> Option<String> {
+    Some(match cause {
+        ExitCause::OutOfMemory => {
+            let limit = bytes(session.limits.memory_bytes);
+            format!("its limit is {limit}; a new session gets more with: openagent new --memory SIZE")
+        }
+        ExitCause::Removed => "the workspace is kept as long as its volumes are; leave containers named openagent-* to the daemon".into(),
+        ExitCause::EngineGone | ExitCause::EngineStopped => "see that the container engine runs: openagent daemon status".into(),
+        ExitCause::Unresponsive => "see whether this machine is short of memory or disk: openagent daemon status".into(),
+        ExitCause::Exited { .. } | ExitCause::Killed { .. } | ExitCause::NotStarted | ExitCause::Unwatched => return None,
+    })
+}
+
 /// All sessions, one a line.
 #[must_use]
 pub fn table(sessions: &[SessionView], now: Timestamp) -> String {
-    let mut table = Table::new(&["ID", "STATE", "TITLE", "MODEL", ">TOKENS", ">COST", ">AGE"]);
+    let mut table = Table::new(&["ID", "STATE", "TITLE", "MODEL", ">TOKENS", ">COST", ">HERE", ">AGE"]);
     for session in sessions {
         table.row([
             short_id(&session.id).to_owned(),
-            state(session),
+            state(session, now),
             title(&session.title, TITLE_COLUMNS),
             shortened(&session.model, TITLE_COLUMNS),
             count(session.usage.tokens.total()),
             cost(session.usage.cost_micros),
+            // Who follows it by name is said where one session is shown.
+            if session.attached.is_empty() { String::new() } else { session.attached.len().to_string() },
             span(now.millis_since(session.created_at)),
         ]);
     }
@@ -86,16 +109,27 @@ pub fn table(sessions: &[SessionView], now: Timestamp) -> String {
 pub fn block(session: &SessionView, now: Timestamp) -> String {
     let tokens = &session.usage.tokens;
     let limits = &session.limits;
-    let mut lines = vec![("id", session.id.to_string()), ("title", title(&session.title, 200)), ("state", state(session))];
+    let mut lines = vec![("id", session.id.to_string()), ("title", title(&session.title, 200)), ("state", state(session, now))];
+    if session.queue_position > 0 {
+        lines.push((
+            "hint",
+            format!("it starts by itself when there is room; take it out of the queue: openagent stop {}", short_id(&session.id)),
+        ));
+    }
+    if session.unreachable_since.is_some() {
+        lines.push(("activity", format!("{} when it last answered", activity_name(&session.activity))));
+    }
+    let exit = session.instance.as_ref().and_then(|instance| instance.exit.as_ref());
     if let Some(fault) = &session.fault {
         lines.push(("error", single_line(&fault.message)));
-        if !fault.hint.is_empty() {
-            lines.push(("hint", single_line(&fault.hint)));
-        }
+        let known = if fault.hint.is_empty() { None } else { Some(single_line(&fault.hint)) };
+        let own = exit.and_then(|cause| remedy(cause, session));
+        lines.extend([own, known].into_iter().flatten().map(|hint| ("hint", hint)));
     }
-    let idle = match session.idle_timeout_millis {
-        0 => "never".into(),
-        millis => format!("after {}", span(millis)),
+    let idle = match (session.idle_timeout_millis, session.idle_action) {
+        (0, _) => "never".into(),
+        (millis, None) => format!("after {}", span(millis)),
+        (millis, Some(action)) => format!("after {}, then {}", span(millis), action.name()),
     };
     let ago = |at: Timestamp| format!("{at} ({} ago)", span(now.millis_since(at)));
     lines.extend([
@@ -139,6 +173,15 @@ pub fn block(session: &SessionView, now: Timestamp) -> String {
     if let Some(instance) = &session.instance {
         let cause = if instance.exit_cause.is_empty() { String::new() } else { format!(": {}", single_line(&instance.exit_cause)) };
         lines.push(("instance", format!("{} ({}, {}{cause})", instance.id, single_line(&instance.driver), instance.state)));
+    }
+    for (index, attached) in session.attached.iter().enumerate() {
+        let name = if index == 0 { "attached" } else { "" };
+        let what = match attached.to {
+            AttachedTo::Events => "follows",
+            AttachedTo::Terminal => "in a terminal",
+            AttachedTo::Unknown => "attached",
+        };
+        lines.push((name, format!("{}, {what} for {}", single_line(&attached.client), span(now.millis_since(attached.since)))));
     }
     lines.into_iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
 }
@@ -226,6 +269,53 @@ mod tests {
         assert_eq!(listed.lines().count(), 2);
         assert!(listed.contains("Q69G5FAV") && listed.contains("evil ^[[2Jtitle") && listed.contains("○ ready"), "{listed}");
         assert!(listed.trim_end().ends_with("1m"));
+    }
+
+    #[test]
+    fn a_state_says_what_is_waited_for_and_how_old_it_is() {
+        let now = Timestamp::from_millis(72_000);
+        let mut shown = session("t");
+        let instance = v1::Instance { id: "ins_01ARZ3NDEKTSV4RRFFQ69G5FAV".into(), ..Default::default() };
+        let paused = v1::Instance { state: v1::InstanceState::Paused.into(), ..instance.clone() };
+        let view = |instance: v1::Instance| {
+            convert::session(v1::Session { id: shown.id.to_string(), instance: Some(instance), ..Default::default() }).unwrap().instance
+        };
+        let (paused, ended) = (view(paused), view(v1::Instance { state: v1::InstanceState::Terminated.into(), ..instance }));
+        shown.queue_position = 2;
+        assert_eq!(state(&shown, now), "◌ queued (2nd)");
+        shown.queue_position = 0;
+        shown.unreachable_since = Some(Timestamp::from_millis(60_000));
+        assert_eq!(state(&shown, now), "~ unreachable for 12s");
+        shown.unreachable_since = None;
+        shown.status = Some(Status::Idle);
+        assert_eq!(state(&shown, now), "z idle, no instance");
+        shown.instance = paused;
+        assert_eq!(state(&shown, now), "z idle, paused");
+        shown.instance = ended;
+        assert_eq!(state(&shown, now), "z idle, no instance");
+    }
+
+    #[test]
+    fn a_failed_session_says_what_ended_it_and_what_helps_and_who_is_there() {
+        let wire = v1::Session {
+            id: "ses_01ARZ3NDEKTSV4RRFFQ69G5FAV".into(),
+            status: v1::SessionStatus::Error.into(),
+            fault: Some(v1::Fault { code: "INSTANCE_ENDED".into(), message: "the sandbox ended".into(), hint: "resume it".into() }),
+            instance: Some(v1::Instance {
+                id: "ins_01ARZ3NDEKTSV4RRFFQ69G5FAV".into(),
+                driver: "docker".into(),
+                state: v1::InstanceState::Error.into(),
+                exit_cause: "it ran out of memory and was killed".into(),
+                exit_reason: v1::ExitReason::OutOfMemory.into(),
+                ..Default::default()
+            }),
+            attached: vec![v1::Attached { client: "anna@laptop\n".into(), to: v1::AttachedTo::Terminal.into(), since: None }],
+            ..Default::default()
+        };
+        let shown = block(&convert::session(wire).unwrap(), Timestamp::from_millis(60_000));
+        assert!(shown.contains("hint         its limit is 0 B; a new session gets more with: openagent new --memory SIZE\n"), "{shown}");
+        assert!(shown.contains("hint         resume it\n") && shown.contains("error: it ran out of memory and was killed)\n"), "{shown}");
+        assert!(shown.contains("attached     anna@laptop, in a terminal for 1m\n"), "{shown}");
     }
 
     #[test]

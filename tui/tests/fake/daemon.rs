@@ -168,6 +168,20 @@ fn answer<T>(message: T) -> Answer<T> {
 
 #[tonic::async_trait]
 impl v1::daemon_service_server::DaemonService for Fake {
+    type BackupStoreStream = BoxStream<'static, Result<v1::BackupStoreResponse, Status>>;
+
+    async fn backup_store(&self, _: Request<v1::BackupStoreRequest>) -> Answer<Self::BackupStoreStream> {
+        let pieces = self.with(|state| state.archive.clone()).into_iter().map(|piece| match piece {
+            Ok(chunk) => Ok(v1::BackupStoreResponse { chunk }),
+            Err(code) => Err(refused(code, "STORE_CORRUPT", "a record cannot be read", "restore a backup")),
+        });
+        answer(Box::pin(futures::stream::iter(pieces)))
+    }
+
+    async fn verify_store(&self, _: Request<v1::VerifyStoreRequest>) -> Answer<v1::VerifyStoreResponse> {
+        answer(v1::VerifyStoreResponse { format: 2, sessions: 1, ..Default::default() })
+    }
+
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
         let protocol = self.with(|state| state.protocol).unwrap_or(openagent_proto::PROTOCOL);
         answer(v1::GetStatusResponse { version: "9.9.9".into(), protocol, ..Default::default() })

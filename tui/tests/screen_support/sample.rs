@@ -53,6 +53,10 @@ pub fn session(number: u32, title: &str, status: Status, activity: Activity) -> 
         last_seq: 10,
         network: "none".into(),
         step: if status == Status::Creating { "image".into() } else { String::new() },
+        idle_action: None,
+        queue_position: 0,
+        unreachable_since: None,
+        attached: Vec::new(),
     }
 }
 

@@ -139,6 +139,10 @@ impl Pen {
             EntryKind::Gap(reason) => {
                 self.line(&[Span::styled(format!("┄┄ something is missing here: {} ┄┄", harmless(reason)), theme.warn())], "  ");
             }
+            EntryKind::Compacted { floor, dropped } => {
+                let text = format!("┄┄ older events were compacted: {dropped} of the first {floor} are no longer kept ┄┄");
+                self.line(&[Span::styled(text, theme.dim())], "  ");
+            }
             EntryKind::Unknown(name) => {
                 self.line(&[Span::styled(format!("? {} (this version cannot show it)", one_line(name)), theme.dim())], "  ");
             }

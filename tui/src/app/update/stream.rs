@@ -115,6 +115,12 @@ pub(super) fn events(state: &mut State, id: &SessionId, watch: Watch<StreamItem>
                 state.note = note;
             }
         }
+        Watch::Item(StreamItem::Snapshot(snapshot)) => {
+            let caught_up = talk.conversation.caught_up;
+            talk.conversation = Conversation::compacted(id.clone(), snapshot.floor, snapshot.dropped);
+            // It is told once.
+            talk.conversation.caught_up = caught_up;
+        }
         Watch::Item(StreamItem::Delta(delta)) => talk.conversation.delta(delta),
         Watch::Item(StreamItem::CaughtUp(_)) => {
             talk.conversation.caught_up = true;

@@ -128,8 +128,8 @@ fn instance(instance: v1::Instance) -> Result<Instance, Unreadable> {
     })
 }
 
-/// The cause travels as its sentence, which is made for people; the domain's own words are the ones to compare with.
-fn exit_cause(instance: &v1::Instance) -> Result<ExitCause, Unreadable> {
+/// What ended an instance that ended by itself.
+pub(super) fn exit_cause(instance: &v1::Instance) -> Result<ExitCause, Unreadable> {
     Ok(match instance.exit_reason() {
         v1::ExitReason::Exited => ExitCause::Exited { code: instance.exit_code },
         v1::ExitReason::Killed => ExitCause::Killed { signal: i32::try_from(instance.exit_code).unwrap_or_default() },
