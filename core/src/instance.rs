@@ -64,6 +64,22 @@ pub enum ExitCause {
     Unresponsive,
 }
 
+impl ExitCause {
+    /// What the owner of the session can do about it.
+    #[must_use]
+    pub const fn hint(&self) -> &'static str {
+        match self {
+            Self::Exited { .. } | Self::Killed { .. } | Self::Removed | Self::NotStarted | Self::Unwatched => {
+                "resume the session: openagent resume ID"
+            }
+            Self::OutOfMemory => "resume the session: openagent resume ID; a new session can be given more: openagent new --memory SIZE",
+            Self::EngineGone => "start the container engine, then resume the session: openagent resume ID",
+            Self::EngineStopped => "once the container engine is back, resume the session: openagent resume ID",
+            Self::Unresponsive => "resume the session: openagent resume ID; if this happens again, look for a full disk or too little memory",
+        }
+    }
+}
+
 impl std::fmt::Display for ExitCause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -43,12 +43,17 @@ pub async fn export(shared: &Arc<Shared>, view: &View) -> Result<impl Stream<Ite
     let mut transcript = Transcript::default();
     let failed = |error: crate::store::StoreError| error.fault();
     let mut reader = shared.log.subscribe(&session.id, 0, false).await.map_err(failed)?;
-    while let Item::Event(event) = reader.next().await.map_err(failed)? {
-        transcript.apply(Arc::unwrap_or_clone(event));
+    loop {
+        match reader.next().await.map_err(failed)? {
+            Item::Event(event) => transcript.apply(Arc::unwrap_or_clone(event)),
+            Item::Snapshot(_) => transcript = Transcript::default(),
+            Item::Delta(_) => {}
+            Item::CaughtUp(_) | Item::Removed => break,
+        }
     }
     let instance = match view.record.lifecycle.state() {
-        State::Active { instance } | State::Idle { instance } => Some(instance),
-        State::Starting { .. } | State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => None,
+        State::Active { instance } | State::Idle { instance } | State::Waking { instance } => Some(instance),
+        State::Starting { .. } | State::Resting | State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => None,
     };
     let workspace = shared.driver.read_workspace(&session.id, instance).await?;
     let (chunks, archive) = mpsc::channel(CHUNKS_MAX);

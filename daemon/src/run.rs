@@ -24,6 +24,7 @@ use crate::driver::local::{LocalDriver, LocalOptions};
 use crate::event::EventLog;
 use crate::relay::ModelRelay;
 use crate::rpc::{self, Context, Defaults};
+use crate::session::admission::{Admission, Bounds};
 use crate::session::directory::Directory;
 use crate::session::{SessionRegistry, Shared};
 use crate::store::Store;
@@ -32,6 +33,9 @@ use crate::vault::Vault;
 
 /// Time that streams get to end when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// Sessions that may run at a time on the smallest of machines.
+const RUNNING_MIN: u32 = 4;
 
 /// Where the daemon's settings come from.
 pub struct Options {
@@ -73,7 +77,7 @@ pub async fn run(options: Options) -> Result<(), Fault> {
     }
 
     let tasks = Tasks::new();
-    let store = Store::open(&paths.store_dir).await.map_err(|error| error.fault())?;
+    let store = Store::open_with_reserve(&paths.store_dir, config.store.reserve_bytes).await.map_err(|error| error.fault())?;
     let listener = rpc::listen(&paths.socket).await.map_err(|error| serve_fault(&error))?;
     let vault = Vault::open(store.clone(), &paths.master_key_file).await.map_err(|error| error.fault())?;
     let catalogue = Arc::new(
@@ -92,6 +96,7 @@ pub async fn run(options: Options) -> Result<(), Fault> {
         relay,
         rules: watch::Sender::new(Arc::new(rules)),
         directory: Arc::new(Directory::default()),
+        admission: Admission::new(bounds(&config)),
         tasks: tasks.clone(),
         stop_grace: Duration::from_millis(config.daemon.stop_grace_millis),
     });
@@ -191,6 +196,28 @@ fn driver(config: &Config, paths: &Paths, options: &Options, tasks: &Tasks) -> A
             Arc::new(LocalDriver::new(options, tasks.clone()))
         }
     }
+}
+
+/// How many sessions may run at a time.
+fn bounds(config: &Config) -> Bounds {
+    let running = match config.daemon.max_running {
+        0 => running_by_memory(),
+        given => given,
+    };
+    Bounds { running, memory_bytes: config.daemon.memory_budget_bytes }
+}
+
+/// One session for each GiB of memory: an agent at work takes about two thirds of it.
+#[cfg(target_os = "linux")]
+fn running_by_memory() -> u32 {
+    let memory_bytes = nix::sys::sysinfo::sysinfo().map_or(0, |machine| machine.ram_total());
+    u32::try_from(memory_bytes >> 30).unwrap_or(u32::MAX).max(RUNNING_MIN)
+}
+
+/// Where the machine's memory is not known, as many as a small machine bears.
+#[cfg(not(target_os = "linux"))]
+const fn running_by_memory() -> u32 {
+    RUNNING_MIN * 2
 }
 
 /// Whose an engine's things are: daemons of other users or folders on the same engine have other labels.

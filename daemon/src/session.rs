@@ -7,8 +7,10 @@
 //! Tasks of a session: the actor; while it has an instance also the follower (`link`), the relay, and the watch over the instance's end.
 
 pub mod actor;
+pub mod admission;
 pub mod directory;
 pub mod link;
+pub mod live;
 pub mod pending;
 pub mod presence;
 pub mod registry;
@@ -36,7 +38,7 @@ use crate::task::Tasks;
 use crate::vault::Vault;
 
 pub use pending::Pending;
-use presence::Attached;
+use presence::{Attached, Presence};
 pub use registry::SessionRegistry;
 
 /// Inputs that a session may have waiting. Full: callers are told `BUSY`, the follower waits.
@@ -60,6 +62,8 @@ pub struct Shared {
     pub rules: watch::Sender<Arc<Vec<PermissionRule>>>,
     /// All views.
     pub directory: Arc<directory::Directory>,
+    /// Room to run.
+    pub admission: admission::Admission,
     /// Tasks.
     pub tasks: Tasks,
     /// Time for an agent to end by itself.
@@ -105,6 +109,8 @@ impl View {
             State::Starting { step, .. } => Some(*step),
             State::Active { .. }
             | State::Idle { .. }
+            | State::Waking { .. }
+            | State::Resting
             | State::Unwinding { .. }
             | State::Stopped
             | State::Failed { .. }
@@ -117,6 +123,8 @@ impl View {
 pub enum Command {
     /// Give it an instance.
     Resume(oneshot::Sender<Result<(), Fault>>),
+    /// Thaw its instance; answered when it is thawed.
+    Wake(oneshot::Sender<Result<(), Fault>>),
     /// End its instance; answered when it has ended.
     Stop(Option<Duration>, oneshot::Sender<Result<(), Fault>>),
     /// Remove it; answered when nothing is left.
@@ -178,6 +186,7 @@ pub struct SessionHandle {
     inputs: mpsc::Sender<actor::Input>,
     view: watch::Receiver<Arc<View>>,
     client: watch::Receiver<Option<SidecarClient>>,
+    presence: Presence,
 }
 
 fn gone() -> Fault {
@@ -197,7 +206,19 @@ impl SessionHandle {
         Arc::clone(&self.view.borrow())
     }
 
-    /// The connection to its sidecar; waits for one that is being made.
+    /// Who follows it.
+    #[must_use]
+    pub const fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    /// Another session waits for the room that this one takes if it is idle.
+    pub(crate) fn yield_room(&self) {
+        // Full: it is not idle.
+        let _ = self.inputs.try_send(actor::Input::Yield);
+    }
+
+    /// The connection to its sidecar; waits for one that is being made, and thaws an instance that is frozen.
     ///
     /// # Errors
     /// `NOT_RUNNING` when the session has no instance, `SIDECAR_UNREACHABLE`.
@@ -206,6 +227,9 @@ impl SessionHandle {
         if view.record.lifecycle.instance().is_none() {
             let message = format!("the session has no running instance (it is {})", view.record.lifecycle.status().name());
             return Err(Fault::new("NOT_RUNNING", message, "resume it first: openagent resume ID"));
+        }
+        if matches!(view.record.lifecycle.state(), State::Idle { .. } | State::Waking { .. }) {
+            self.ask(Command::Wake).await?;
         }
         actor::effect::linked(self.client.clone()).await
     }

@@ -43,7 +43,7 @@ pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 pub const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
 
 /// Pings keep the exec bridge alive and notice a peer that is gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -92,7 +92,11 @@ impl SidecarError {
                 Fault::new(code, message.clone(), hint)
             }
             Self::Protocol => Fault::new("SIDECAR_PROTOCOL", self.to_string(), "rebuild the image with: cargo xtask image"),
-            Self::OtherProtocol { .. } => Fault::new("SIDECAR_VERSION", self.to_string(), "rebuild the image with: cargo xtask image"),
+            Self::OtherProtocol { .. } => Fault::new(
+                "SIDECAR_VERSION",
+                self.to_string(),
+                "resume the session, which makes a new sandbox: openagent resume ID; if it fails again, rebuild the image: cargo xtask image",
+            ),
         }
     }
 }
@@ -149,7 +153,7 @@ impl SidecarClient {
         let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true)
             // One stream that nobody reads, such as the terminal of a stuck client, must not use up the connection's window.
             .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -1,10 +1,28 @@
 //! `DaemonService`.
 
-use openagent_core::session::lifecycle::State;
+use std::io;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use openagent_proto::{PROTOCOL, v1};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::status::status;
 use super::{Context, convert};
+use crate::clock;
+
+/// Bytes of a backup that are sent at once.
+const BACKUP_CHUNK_BYTES: usize = 64 * 1024;
+
+/// Pieces of a backup that may wait for the client; then it is written no faster than it is read.
+const BACKUP_CHUNKS_MAX: usize = 8;
+
+/// Time for which a backup waits for a client that takes nothing: meanwhile no history is compacted, and nothing of removed sessions deleted.
+const BACKUP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The service.
 pub struct Daemon(pub Context);
@@ -14,15 +32,9 @@ impl v1::daemon_service_server::DaemonService for Daemon {
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::GetStatusResponse>, Status> {
         let shared = self.0.registry.shared();
         let views = shared.directory.all();
-        let running = views
-            .iter()
-            .filter(|view| {
-                matches!(
-                    view.record.lifecycle.state(),
-                    State::Starting { .. } | State::Active { .. } | State::Idle { .. } | State::Unwinding { .. }
-                )
-            })
-            .count();
+        let running = views.iter().filter(|view| view.record.lifecycle.holds_instance() && view.queue_position == 0).count();
+        let (bounds, load) = (shared.admission.bounds(), *shared.admission.load().borrow());
+        let unwritable = shared.store.condition().borrow().fault();
         let health = shared.driver.health().await;
         let driver = v1::DriverStatus {
             name: shared.driver.name().to_owned(),
@@ -42,7 +54,47 @@ impl v1::daemon_service_server::DaemonService for Daemon {
             running: u32::try_from(running).unwrap_or(u32::MAX),
             driver: Some(driver),
             memory_bytes: resident_bytes(),
-            ..v1::GetStatusResponse::default()
+            queued: load.waiting,
+            max_running: bounds.running,
+            memory_reserved_bytes: load.memory_bytes,
+            memory_budget_bytes: bounds.memory_bytes,
+            warm_ready: 0,
+            warm_wanted: 0,
+            store: Some(v1::StoreStatus { writable: unwritable.is_none(), fault: unwritable.as_ref().map(convert::fault) }),
+        }))
+    }
+
+    type BackupStoreStream = BoxStream<'static, Result<v1::BackupStoreResponse, Status>>;
+
+    async fn backup_store(&self, _: Request<v1::BackupStoreRequest>) -> Result<Response<Self::BackupStoreStream>, Status> {
+        let shared = self.0.registry.shared();
+        let (chunks, stream) = mpsc::channel(BACKUP_CHUNKS_MAX);
+        let store = shared.store.clone();
+        shared.tasks.spawn("backup", async move {
+            let out = io::BufWriter::with_capacity(BACKUP_CHUNK_BYTES, ChunkWriter { chunks: chunks.clone(), runtime: Handle::current() });
+            match store.backup(out, clock::now()).await {
+                Ok((_, manifest)) => tracing::info!(sessions = manifest.sessions, events = manifest.events, "a backup was made"),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a backup was not finished");
+                    let _ = chunks.send(Err(status(&error.fault()))).await;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream).boxed()))
+    }
+
+    async fn verify_store(&self, _: Request<v1::VerifyStoreRequest>) -> Result<Response<v1::VerifyStoreResponse>, Status> {
+        let shared = self.0.registry.shared();
+        let report = shared.store.verify(shared.vault.opener()).await.map_err(|error| status(&error.fault()))?;
+        Ok(Response::new(v1::VerifyStoreResponse {
+            format: report.format,
+            sessions: report.sessions,
+            events: report.events,
+            records: report.records,
+            opened: report.opened,
+            unopened: report.unopened,
+            problems: report.problems,
+            problem_count: report.problem_count,
         }))
     }
 
@@ -50,6 +102,28 @@ impl v1::daemon_service_server::DaemonService for Daemon {
         tracing::info!("a client asked the daemon to end");
         self.0.shutdown.cancel();
         Ok(Response::new(v1::ShutdownResponse {}))
+    }
+}
+
+/// Gives what is written to a client, on a thread that may block.
+struct ChunkWriter {
+    chunks: mpsc::Sender<Result<v1::BackupStoreResponse, Status>>,
+    runtime: Handle,
+}
+
+impl io::Write for ChunkWriter {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let data = &data[..data.len().min(BACKUP_CHUNK_BYTES)];
+        let chunk = v1::BackupStoreResponse { chunk: data.to_vec() };
+        match self.runtime.block_on(self.chunks.send_timeout(Ok(chunk), BACKUP_PATIENCE)) {
+            Ok(()) => Ok(data.len()),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client went away")),
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

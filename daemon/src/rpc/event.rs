@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use super::status::status;
 use super::{Context, convert};
 use crate::event::Item;
+use crate::session::presence::AttachedTo;
 
 /// The service.
 pub struct Events(pub Context);
@@ -26,7 +27,9 @@ impl v1::event_service_server::EventService for Events {
         let log = &self.0.registry.shared().log;
         let mut reader = log.subscribe(handle.id(), request.after_seq, request.deltas).await.map_err(|error| status(&error.fault()))?;
         let stop = self.0.shutdown.clone();
+        let presence = request.follow.then(|| handle.presence().attach(&request.client, AttachedTo::Events));
         let stream = async_stream::stream! {
+            let _present = presence;
             loop {
                 let item = tokio::select! {
                     item = reader.next() => item,
@@ -37,6 +40,7 @@ impl v1::event_service_server::EventService for Events {
                 };
                 let wire = match item {
                     Ok(Item::Event(event)) => Wire::Event(convert::event::event(Arc::unwrap_or_clone(event))),
+                    Ok(Item::Snapshot(snapshot)) => Wire::Snapshot(convert::event::snapshot(snapshot)),
                     Ok(Item::Delta(delta)) => Wire::Delta(convert::event::delta(delta)),
                     Ok(Item::CaughtUp(seq)) if request.follow => Wire::CaughtUp(v1::CaughtUp { seq }),
                     Ok(Item::CaughtUp(_) | Item::Removed) => return,

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::status::{invalid, status};
 use super::{Context, convert};
 use crate::session::SessionHandle;
+use crate::session::presence::{AttachedTo, Attachment};
 use crate::sidecar::SidecarError;
 use crate::sidecar::terminal::{Shown, TerminalStream};
 
@@ -107,10 +108,13 @@ impl v1::terminal_service_server::TerminalService for Terminals {
         };
         let (columns, rows) = size(attach.size)?;
         let id = terminal_id(&attach.terminal_id)?;
-        let client = self.find(&attach.session_id)?.client().await.map_err(|fault| status(&fault))?;
+        let handle = self.find(&attach.session_id)?;
+        let client = handle.client().await.map_err(|fault| status(&fault))?;
+        // Before the stream: from now on the session does not become idle under it.
+        let present = handle.presence().attach(&attach.client, AttachedTo::Terminal);
         let attach = wire::AttachTerminal { id: id.to_string(), offset: attach.offset_bytes, read_only: attach.read_only, columns, rows };
         let stream = client.attach_terminal(&attach).await.map_err(failed)?;
-        Ok(Response::new(Box::pin(pump(stream, requests, self.0.shutdown.clone()))))
+        Ok(Response::new(Box::pin(pump(stream, requests, present, self.0.shutdown.clone()))))
     }
 
     async fn close_terminal(&self, request: Request<v1::CloseTerminalRequest>) -> Result<Response<v1::CloseTerminalResponse>, Status> {
@@ -130,9 +134,11 @@ impl v1::terminal_service_server::TerminalService for Terminals {
 fn pump(
     mut terminal: TerminalStream,
     mut requests: Streaming<v1::AttachTerminalRequest>,
+    present: Attachment,
     stop: tokio_util::sync::CancellationToken,
 ) -> impl Stream<Item = Result<v1::AttachTerminalResponse, Status>> {
     async_stream::stream! {
+        let _present = present;
         let mut asking = true;
         loop {
             tokio::select! {

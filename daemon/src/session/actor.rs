@@ -1,39 +1,44 @@
 //! The actor of one session.
 //!
 //! `next` chooses (receives and timers, cancel safe); `apply` changes state and notes what is to be done; `settle` does it in a fixed order: store the
-//! record, append the events, show the new view, run the effects. Desired state is durable before it is acted on. Effects run as tasks and come back
-//! as inputs.
+//! record, append the events, show the new view, run the effects. Desired state is durable before it is acted on: while the store takes no writes the effects of
+//! the ladder wait, everything else goes on, and what is to be stored is tried again. Effects run as tasks and come back as inputs.
+//!
+//! [`command`]: what clients ask; [`news`]: what instances and effects tell; [`effect`]: what is run.
 
+mod command;
 pub(crate) mod effect;
+mod news;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use openagent_core::activity::{Activity, ActivityTracker};
-use openagent_core::event::{AgentProcess, Busy, EventKind, StepOutcome};
+use openagent_core::event::{EventKind, StepOutcome};
 use openagent_core::id::{InstanceId, RequestId};
 use openagent_core::instance::{ExitCause, Instance};
-use openagent_core::permission::{PermissionResponse, PermissionRule};
+use openagent_core::permission::PermissionRule;
 use openagent_core::secret::Secret;
 use openagent_core::session::lifecycle::{Effect, Input as LifecycleInput, Reply, Rest, State};
-use openagent_core::session::{Fault, Status, Step, TITLE_MAX_CHARS};
+use openagent_core::session::{Fault, Status, Step};
+use openagent_core::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
 
-use super::link::Link;
-use super::pending::{Inbox, Pending, allowed};
+use super::admission::Permit;
+use super::live::Live;
+use super::pending::Inbox;
+use super::presence::{AttachedTo, Everybody};
 use super::step::{CREDENTIALS, Yield};
-use super::{Command, INPUTS_MAX, PermissionAnswer, PromptJob, SessionHandle, Shared, View};
+use super::{Command, INPUTS_MAX, PromptJob, SessionHandle, Shared, View};
 use crate::clock;
 use crate::event::{Item, LogInfo};
 use crate::sidecar::{Credentials, SidecarClient};
-use crate::store::SessionRecord;
+use crate::store::{SessionRecord, StoreError};
 use crate::vault::Versions;
 use effect::Job;
-
-/// Prompts that may wait for an agent to become ready.
-const WAITING_PROMPTS_MAX: usize = 16;
 
 /// Events at the end of a history from which a daemon that starts learns what an agent does and asks.
 const RECALLED_MAX: u64 = 2_000;
@@ -41,13 +46,18 @@ const RECALLED_MAX: u64 = 2_000;
 /// Inputs that are applied before one settling.
 const DRAIN_MAX: usize = 64;
 
-/// Name under which remembered answers are given.
-const BY_RULE: &str = "rule";
+/// Time after which what could not be stored is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// Own events that are held while the store takes no writes; a session says little of its own then, since its ladder waits.
+const HELD_EVENTS_MAX: usize = 256;
 
 /// What reaches a session.
 pub enum Input {
     /// From a client.
     Command(Command),
+    /// Its place in the queue of those that wait for room.
+    Queued(InstanceId, u32),
     /// A step of the ladder ran.
     Stepped(InstanceId, Step, Result<Yield, Fault>, u64),
     /// What was to be undone is undone.
@@ -56,28 +66,38 @@ pub enum Input {
     Happened(InstanceId, Vec<EventKind>),
     /// Events were recorded.
     Recorded,
+    /// Since when the sidecar does not answer; absent: it answers.
+    Reached(InstanceId, Option<Timestamp>),
+    /// The sidecar speaks this protocol, which is not the daemon's.
+    Outdated(InstanceId, u32),
     /// The instance ended by itself.
     Ended(InstanceId, ExitCause),
+    /// The instance is frozen (or thawed), or could not be.
+    Frozen(InstanceId, bool, Result<(), Fault>),
     /// An answer reached the agent, or did not.
     Answered(RequestId, Vec<PermissionRule>, bool, Result<(), Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
     /// The agent took a prompt, or did not; with the number of the last news of its work when the prompt was sent.
     Delivered(u64, Result<String, Fault>, oneshot::Sender<Result<String, Fault>>),
     /// The session was at rest for its idle timeout.
     IdleTimeout,
+    /// Another session waits for the room that an idle one takes.
+    Yield,
     /// The set of stored keys changed.
     KeysChanged,
+    /// Who follows the session changed.
+    Attached,
+    /// What could not be stored is to be tried again.
+    StoreAgain,
 }
 
 /// How a session comes into being.
 pub enum Birth {
     /// It is new; its first instance is to be made.
     New,
+    /// It is new and has a prepared instance, whose sidecar is registered, and the room that this takes.
+    Claimed(Credentials, Permit),
     /// It was found in the store when the daemon started.
     Found,
-}
-
-struct Live {
-    link: Link,
 }
 
 /// The actor.
@@ -89,10 +109,19 @@ pub struct Actor {
     view: watch::Sender<Arc<View>>,
     client: watch::Sender<Option<SidecarClient>>,
     keys: watch::Receiver<Versions>,
+    attached: watch::Receiver<Everybody>,
     tracker: ActivityTracker,
     inbox: Inbox,
     live: Option<Live>,
     token: Option<Secret>,
+    /// Of the sidecar of a prepared instance, until the ladder is at its registration.
+    claimed: Option<Credentials>,
+    /// The room that the instance takes.
+    permit: Option<Permit>,
+    /// Ends the wait for room when dropped.
+    waiting: Option<DropGuard>,
+    queue_position: u32,
+    unreachable_since: Option<Timestamp>,
     /// How often the agent said what it does. A prompt that was taken without any such news since it was sent means work.
     work_news: u64,
     /// The status as it was told last.
@@ -104,11 +133,17 @@ pub struct Actor {
     delivered: Vec<(oneshot::Sender<Result<String, Fault>>, String)>,
     prompts: VecDeque<PromptJob>,
     settled: Vec<oneshot::Sender<Result<(), Fault>>>,
+    /// Told when the instance is thawed, or cannot be.
+    wakers: Vec<oneshot::Sender<Result<(), Fault>>>,
+    /// Keys or title changed while the instance was frozen.
+    stale: bool,
     stop_grace: Duration,
     idle_at: Option<Instant>,
-    events: Vec<EventKind>,
+    events: Vec<(Timestamp, EventKind)>,
     fresh_journal: bool,
     store: bool,
+    retry_at: Option<Instant>,
+    gone: bool,
     jobs: Vec<Job>,
 }
 
@@ -130,10 +165,17 @@ impl Actor {
             attached: vec![],
         }));
         let client = watch::Sender::new(None);
-        let handle = SessionHandle { id, inputs: sender.clone(), view: view.subscribe(), client: client.subscribe() };
+        let handle = SessionHandle {
+            id,
+            inputs: sender.clone(),
+            view: view.subscribe(),
+            client: client.subscribe(),
+            presence: super::presence::Presence::default(),
+        };
         let stop_grace = shared.stop_grace;
         let keys = shared.vault.versions();
         let actor = Self {
+            attached: handle.presence.subscribe(),
             shared,
             record,
             inputs,
@@ -145,6 +187,11 @@ impl Actor {
             inbox: Inbox::default(),
             live: None,
             token: None,
+            claimed: None,
+            permit: None,
+            waiting: None,
+            queue_position: 0,
+            unreachable_since: None,
             work_news: 0,
             shown: None,
             unconfirmed: vec![],
@@ -152,11 +199,15 @@ impl Actor {
             delivered: vec![],
             prompts: VecDeque::new(),
             settled: vec![],
+            wakers: vec![],
+            stale: false,
             stop_grace,
             idle_at: None,
             events: vec![],
             fresh_journal: false,
             store: false,
+            retry_at: None,
+            gone: false,
             jobs: vec![],
         };
         (actor, handle)
@@ -169,6 +220,12 @@ impl Actor {
             Birth::New => {
                 self.lifecycle(LifecycleInput::Start(new_instance()));
             }
+            Birth::Claimed(credentials, permit) => {
+                self.claimed = Some(credentials);
+                self.permit = Some(permit);
+                let instance = self.record.instance.as_ref().map_or_else(new_instance, |instance| instance.id.clone());
+                self.lifecycle(LifecycleInput::Claim(instance));
+            }
             Birth::Found => {
                 if self.record.lifecycle.instance().is_some() {
                     self.recall().await;
@@ -178,7 +235,9 @@ impl Actor {
         }
         self.settle().await;
         let _ = raised.send(());
-        while let Some(input) = self.next().await {
+        while !self.gone
+            && let Some(input) = self.next().await
+        {
             self.apply(input);
             for _ in 1..DRAIN_MAX {
                 match self.inputs.try_recv() {
@@ -187,16 +246,13 @@ impl Actor {
                 }
             }
             self.settle().await;
-            if *self.record.lifecycle.state() == State::Removed {
-                break;
-            }
         }
         self.unlink();
     }
 
     async fn next(&mut self) -> Option<Input> {
-        let idle = async {
-            match self.idle_at {
+        let at = |at: Option<Instant>| async move {
+            match at {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
@@ -207,23 +263,37 @@ impl Actor {
             input = self.inputs.recv() => input,
             () = self.shared.tasks.token().cancelled() => None,
             Ok(()) = self.keys.changed() => Some(Input::KeysChanged),
-            () = idle => Some(Input::IdleTimeout),
+            Ok(()) = self.attached.changed() => Some(Input::Attached),
+            () = at(self.retry_at) => Some(Input::StoreAgain),
+            () = at(self.idle_at) => Some(Input::IdleTimeout),
         }
     }
 
     /// Picks up what the daemon left when it ended.
     async fn take_up(&mut self) {
+        let memory = self.record.session.limits.memory_bytes;
         match self.record.lifecycle.state().clone() {
-            State::Active { instance } | State::Idle { instance } => self.adopt(instance).await,
-            State::Starting { instance, step } => {
-                let fault = Fault::new(
-                    "START_INTERRUPTED",
-                    "the daemon ended while the session was being started",
-                    "resume it: openagent resume ID",
-                );
-                self.lifecycle(LifecycleInput::StepFailed(instance, step, fault));
+            State::Active { instance } => {
+                self.permit = Some(self.shared.admission.adopt(memory));
+                self.adopt(instance, true).await;
+            }
+            State::Idle { instance } => {
+                self.permit = Some(self.shared.admission.adopt(memory));
+                self.adopt(instance, false).await;
+            }
+            // Whoever prompted it was told that the daemon ended.
+            State::Waking { instance } => {
+                self.permit = Some(self.shared.admission.adopt(memory));
+                self.lifecycle(LifecycleInput::WakeFailed(instance.clone()));
+                self.adopt(instance, false).await;
+            }
+            State::Starting { step, .. } => {
+                self.permit = (step > Step::Admission).then(|| self.shared.admission.adopt(memory));
+                self.instance_ended(Some(ExitCause::NotStarted));
+                self.lifecycle(LifecycleInput::Interrupted);
             }
             State::Unwinding { rest, .. } => {
+                self.permit = Some(self.shared.admission.adopt(memory));
                 let mut steps = vec![Step::Start, Step::Create];
                 let removed = matches!(rest, Rest::RemovedNext | Rest::Removed);
                 if removed || !self.record.lifecycle.workspace_ready() {
@@ -232,7 +302,7 @@ impl Actor {
                 let instance = self.record.instance.as_ref().map(|instance| instance.id.clone());
                 self.jobs.push(Job::Unwind(instance, steps, Duration::ZERO));
             }
-            State::Stopped | State::Failed { .. } | State::Removed => {}
+            State::Resting | State::Stopped | State::Failed { .. } | State::Removed => {}
         }
     }
 
@@ -249,12 +319,21 @@ impl Actor {
             match effect {
                 Effect::Show => self.show_status(),
                 Effect::Run(instance, step) => self.begin(instance, step),
+                Effect::Freeze(instance) => self.jobs.push(Job::Freeze(instance)),
+                Effect::Wake(instance) => self.jobs.push(Job::Wake(instance)),
                 Effect::Unwind(instance, steps) => self.jobs.push(Job::Unwind(instance, steps, self.stop_grace)),
             }
         }
         let after = self.record.lifecycle.status();
         if before != after && matches!(after, Status::Stopped | Status::Error) {
             self.at_rest();
+        }
+        if !matches!(self.record.lifecycle.state(), State::Starting { step: Step::Admission, .. }) {
+            self.waiting = None;
+            self.queue_position = 0;
+        }
+        if !self.record.lifecycle.holds_instance() {
+            self.let_go();
         }
         reply
     }
@@ -267,40 +346,66 @@ impl Actor {
         }
         self.shown = Some(event.clone());
         self.tracker.apply(&event);
-        self.events.push(event);
+        self.tell(event);
+    }
+
+    fn tell(&mut self, event: EventKind) {
+        if self.events.len() < HELD_EVENTS_MAX {
+            self.events.push((clock::now(), event));
+        }
     }
 
     fn begin(&mut self, id: InstanceId, step: Step) {
         if step == Step::Image {
-            let instance = Instance::provisioning(id.clone(), self.record.session.driver.clone(), clock::now());
-            self.record.instance = Some(instance.clone());
-            self.events.push(EventKind::Instance { instance });
+            self.record.instance = Some(Instance::provisioning(id.clone(), self.record.session.driver.clone(), clock::now()));
+        }
+        let claimed = step == Step::Workspace && self.claimed.is_some();
+        if (step == Step::Image || claimed)
+            && let Some(instance) = self.record.instance.clone()
+        {
+            self.tell(EventKind::Instance { instance });
         }
         if step == Step::Keys {
             self.record.keys_version += 1;
         }
-        self.events.push(EventKind::Step { step, outcome: StepOutcome::Started });
+        self.tell(EventKind::Step { step, outcome: StepOutcome::Started });
         self.jobs.push(Job::Step(id, step));
     }
 
-    /// The session has no instance any more.
+    /// The session is stopped or failed: nothing that waits for its agent can be done.
     fn at_rest(&mut self) {
         self.unlink();
         self.inbox.clear();
         self.replies.extend(self.unconfirmed.drain(..).map(|(_, reply)| reply));
-        self.token = None;
         let fault = self.record.lifecycle.fault().cloned();
+        let fault = fault.unwrap_or_else(|| {
+            Fault::new("SESSION_STOPPED", "the session was stopped before its agent was ready", "resume it: openagent resume ID")
+        });
+        self.refuse_waiting(&fault);
+    }
+
+    /// There is no instance any more.
+    fn let_go(&mut self) {
+        self.unlink();
+        self.inbox.clear();
+        self.replies.extend(self.unconfirmed.drain(..).map(|(_, reply)| reply));
+        self.permit = None;
+        self.token = None;
+        self.claimed = None;
+    }
+
+    fn refuse_waiting(&mut self, fault: &Fault) {
         for prompt in self.prompts.drain(..) {
-            let stopped =
-                || Fault::new("SESSION_STOPPED", "the session was stopped before its agent was ready", "resume it: openagent resume ID");
-            let _ = prompt.reply.send(Err(fault.clone().unwrap_or_else(stopped)));
+            let _ = prompt.reply.send(Err(fault.clone()));
+        }
+        for waker in self.wakers.drain(..) {
+            let _ = waker.send(Err(fault.clone()));
         }
     }
 
     fn unlink(&mut self) {
-        if let Some(live) = self.live.take() {
-            live.link.cancel.cancel();
-        }
+        self.live = None;
+        self.unreachable_since = None;
         self.client.send_replace(None);
     }
 
@@ -308,360 +413,91 @@ impl Actor {
         if let Some(instance) = &mut self.record.instance
             && instance.ended(cause, clock::now())
         {
-            self.events.push(EventKind::Instance { instance: instance.clone() });
+            let instance = instance.clone();
+            self.tell(EventKind::Instance { instance });
             self.store = true;
         }
     }
 
-    fn apply(&mut self, input: Input) {
-        match input {
-            Input::Command(command) => self.command(command),
-            Input::Stepped(instance, step, outcome, millis) => self.stepped(instance, step, outcome, millis),
-            Input::Unwound => {
-                self.instance_ended(None);
-                self.lifecycle(LifecycleInput::Unwound);
-            }
-            Input::Happened(instance, events) if self.record.lifecycle.instance() == Some(&instance) => {
-                for event in &events {
-                    self.happened(event);
-                }
-            }
-            // What an instance told while it was being ended changes only the history; what was recorded is shown in any case.
-            Input::Happened(..) | Input::Recorded => {}
-            Input::Ended(instance, cause) => {
-                let fault = Fault::new("INSTANCE_ENDED", format!("the sandbox ended: {cause}"), "resume the session: openagent resume ID");
-                if self.record.lifecycle.instance() == Some(&instance) {
-                    self.instance_ended(Some(cause));
-                }
-                self.lifecycle(LifecycleInput::InstanceEnded(instance, fault));
-            }
-            Input::Answered(id, rules, everywhere, outcome, reply) => self.answered(&id, rules, everywhere, outcome, reply),
-            Input::Delivered(news, outcome, reply) => match outcome {
-                Ok(message) => {
-                    if news == self.work_news {
-                        self.tracker.apply(&EventKind::Busy { busy: Busy::Working });
-                    }
-                    self.delivered.push((reply, message));
-                }
-                Err(fault) => {
-                    let _ = reply.send(Err(fault));
-                }
-            },
-            Input::IdleTimeout => {
-                self.lifecycle(LifecycleInput::IdleTimeout);
-            }
-            Input::KeysChanged => {
-                if self.live.is_some() && matches!(self.record.lifecycle.state(), State::Active { .. } | State::Idle { .. }) {
-                    self.record.keys_version += 1;
-                    self.store = true;
-                    self.jobs.push(Job::PushKeys);
-                }
-            }
-        }
-    }
-
-    fn command(&mut self, command: Command) {
-        match command {
-            Command::Resume(reply) => match verdict(self.lifecycle(LifecycleInput::Start(new_instance()))) {
-                Ok(()) => self.replies.push(reply),
-                Err(fault) => {
-                    let _ = reply.send(Err(fault));
-                }
-            },
-            Command::Stop(grace, reply) => {
-                self.stop_grace = grace.unwrap_or(self.shared.stop_grace);
-                let outcome = self.lifecycle(LifecycleInput::Stop);
-                self.stop_grace = self.shared.stop_grace;
-                self.when_settled(outcome, reply);
-            }
-            Command::Remove(reply) => {
-                let outcome = self.lifecycle(LifecycleInput::Remove);
-                self.when_settled(outcome, reply);
-            }
-            Command::Prompt(job) => self.prompt(job),
-            Command::Abort(reply) => match self.record.lifecycle.state() {
-                State::Active { .. } | State::Idle { .. } => self.jobs.push(Job::Abort(reply)),
-                State::Starting { .. } | State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => {
-                    let _ = reply.send(Ok(()));
-                }
-            },
-            Command::AnswerPermission(answer, reply) => match self.inbox.take(&answer.id, &answer.by) {
-                Ok(Pending::Permission(request)) => {
-                    let rule = |pattern: &String| PermissionRule { permission: request.permission.clone(), pattern: pattern.clone() };
-                    let rules = match answer.response {
-                        PermissionResponse::Session | PermissionResponse::Always => request.always.iter().map(rule).collect(),
-                        PermissionResponse::Once | PermissionResponse::Reject => vec![],
-                    };
-                    self.jobs.push(Job::Answer(answer, rules, Some(reply)));
-                }
-                Ok(Pending::Question(_)) => {
-                    self.inbox.release(&answer.id);
-                    let _ = reply.send(Err(Fault::new("INVALID", "this request is a question", "answer it: openagent answer")));
-                }
-                Err(fault) => {
-                    let _ = reply.send(Err(fault));
-                }
-            },
-            Command::AnswerQuestion(answer, reply) => match self.inbox.take(&answer.id, &answer.by) {
-                Ok(Pending::Question(request)) => {
-                    let fits = answer.answers.as_ref().is_none_or(|answers| answers.len() == request.questions.len());
-                    if fits {
-                        self.jobs.push(Job::Reply(answer, reply));
-                    } else {
-                        self.inbox.release(&answer.id);
-                        let message = format!("{} answers are needed, one for each question", request.questions.len());
-                        let _ = reply.send(Err(Fault::new("INVALID", message, "")));
-                    }
-                }
-                Ok(Pending::Permission(_)) => {
-                    self.inbox.release(&answer.id);
-                    let _ = reply.send(Err(Fault::new("INVALID", "this request asks for permission", "answer it: openagent permit")));
-                }
-                Err(fault) => {
-                    let _ = reply.send(Err(fault));
-                }
-            },
-            Command::Look(reply) => self.replies.push(reply),
-            Command::Rename(title, reply) => {
-                self.record.session.title_is_users = true;
-                self.retitle(title.clone());
-                if self.live.is_some() {
-                    self.jobs.push(Job::Title(title));
-                }
-                self.replies.push(reply);
-            }
-        }
-    }
-
-    fn when_settled(&mut self, outcome: Reply, reply: oneshot::Sender<Result<(), Fault>>) {
-        let unwinding = matches!(self.record.lifecycle.state(), State::Unwinding { .. });
-        match verdict(outcome) {
-            Ok(()) if unwinding => self.settled.push(reply),
-            Ok(()) => self.replies.push(reply),
-            Err(fault) => {
-                let _ = reply.send(Err(fault));
-            }
-        }
-    }
-
-    fn retitle(&mut self, title: String) {
-        if self.record.session.title != title {
-            self.record.session.title = title;
-            self.store = true;
-            self.show_status();
-        }
-    }
-
-    fn prompt(&mut self, job: PromptJob) {
-        match self.lifecycle(LifecycleInput::Prompted) {
-            Reply::Accepted | Reply::AlreadySo | Reply::Ignored(_) => {}
-            Reply::Denied(fault) => {
-                let _ = job.reply.send(Err(fault));
-                return;
-            }
-        }
-        self.idle_at = None;
-        match self.record.lifecycle.state() {
-            State::Starting { .. } if self.prompts.len() < WAITING_PROMPTS_MAX => self.prompts.push_back(job),
-            State::Starting { .. } => {
-                let _ =
-                    job.reply.send(Err(Fault::new("BUSY", "too many prompts wait for this session already", "wait until it is active")));
-            }
-            State::Active { .. } | State::Idle { .. } => self.jobs.push(Job::Deliver(job)),
-            State::Unwinding { .. } | State::Stopped | State::Failed { .. } | State::Removed => {
-                unreachable!("the lifecycle denies prompts in these states")
-            }
-        }
-    }
-
-    fn stepped(&mut self, instance: InstanceId, step: Step, outcome: Result<Yield, Fault>, millis: u64) {
-        let current =
-            matches!(self.record.lifecycle.state(), State::Starting { instance: now, step: at } if *now == instance && *at == step);
-        if !current {
-            return;
-        }
-        match outcome {
-            Ok(given) => {
-                self.events.push(EventKind::Step { step, outcome: StepOutcome::Done { millis } });
-                match given {
-                    Yield::Nothing => {}
-                    Yield::Token(token) => self.token = Some(token),
-                    Yield::Connected(client, credentials) => {
-                        self.token = None;
-                        if let Some(now) = &mut self.record.instance
-                            && now.registered(clock::now())
-                        {
-                            self.events.push(EventKind::Instance { instance: now.clone() });
-                        }
-                        self.link(instance.clone(), credentials, Some(client));
-                    }
-                }
-                // New volumes begin with an empty journal.
-                self.fresh_journal |= step == Step::Volume && !self.record.lifecycle.workspace_ready();
-                self.lifecycle(LifecycleInput::StepDone(instance, step));
-                if matches!(self.record.lifecycle.state(), State::Active { .. }) {
-                    self.jobs.extend(self.prompts.drain(..).map(Job::Deliver));
-                }
-            }
-            Err(fault) => {
-                self.events.push(EventKind::Step { step, outcome: StepOutcome::Failed { fault: fault.clone() } });
-                self.instance_ended(Some(ExitCause::NotStarted));
-                self.lifecycle(LifecycleInput::StepFailed(instance, step, fault));
-            }
-        }
-    }
-
-    fn link(&mut self, instance: InstanceId, credentials: Credentials, first: Option<SidecarClient>) {
-        let Some(actor) = self.me.upgrade() else { return };
+    fn go_live(&mut self, instance: InstanceId, credentials: Credentials) -> Option<&mut Live> {
+        let actor = self.me.upgrade()?;
         self.unlink();
-        let link = Link {
-            shared: Arc::clone(&self.shared),
-            session: self.record.session.id.clone(),
-            instance,
-            credentials,
-            actor,
-            client: self.client.clone(),
-            cancel: self.shared.tasks.token().child_token(),
-        };
-        link.start(first);
-        self.live = Some(Live { link });
-    }
-
-    fn happened(&mut self, event: &EventKind) {
-        self.tracker.apply(event);
-        self.inbox.apply(event);
-        match event {
-            EventKind::Busy { .. } => self.work_news += 1,
-            EventKind::TurnEnded { .. } => {
-                self.work_news += 1;
-                self.replies.extend(self.unconfirmed.drain(..).map(|(_, reply)| reply));
-            }
-            EventKind::PermissionAnswered { id, .. } | EventKind::QuestionAnswered { id, .. } => {
-                self.replies.extend(self.unconfirmed.extract_if(.., |(known, _)| known == id).map(|(_, reply)| reply));
-            }
-            EventKind::Title { title } if !self.record.session.title_is_users => {
-                let title: String = title.chars().filter(|c| !c.is_control()).take(TITLE_MAX_CHARS).collect();
-                if !title.trim().is_empty() {
-                    self.retitle(title.trim().to_owned());
-                }
-            }
-            EventKind::PermissionAsked { request } => {
-                let remembered = allowed(&self.record.session.permission_rules, request) || allowed(&self.shared.rules.borrow(), request);
-                if remembered && self.inbox.take(&request.id, BY_RULE).is_ok() {
-                    let answer = PermissionAnswer {
-                        id: request.id.clone(),
-                        response: PermissionResponse::Once,
-                        reason: None,
-                        by: BY_RULE.to_owned(),
-                    };
-                    self.jobs.push(Job::Answer(answer, vec![], None));
-                }
-            }
-            EventKind::Agent { process: AgentProcess::Exited { restart_in_millis: None, code } } => {
-                let fault = Fault::new(
-                    "AGENT_GAVE_UP",
-                    format!("the agent's program ended again and again (last with code {code})"),
-                    "look at: openagent logs ID; then resume it: openagent resume ID",
-                );
-                if let Some(instance) = self.record.lifecycle.instance().cloned() {
-                    self.lifecycle(LifecycleInput::InstanceEnded(instance, fault));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn answered(
-        &mut self,
-        id: &RequestId,
-        rules: Vec<PermissionRule>,
-        everywhere: bool,
-        outcome: Result<(), Fault>,
-        reply: Option<oneshot::Sender<Result<(), Fault>>>,
-    ) {
-        if outcome.is_err() {
-            self.inbox.release(id);
-        } else {
-            let known = &mut self.record.session.permission_rules;
-            if everywhere {
-                self.shared.rules.send_modify(|all| {
-                    let mut more = (**all).clone();
-                    more.extend(rules);
-                    more.sort();
-                    more.dedup();
-                    *all = Arc::new(more);
-                });
-            } else {
-                for rule in rules {
-                    if !known.contains(&rule) && known.len() < openagent_core::permission::PATTERNS_MAX {
-                        known.push(rule);
-                        self.store = true;
-                    }
-                }
-            }
-        }
-        match (outcome, reply) {
-            (Ok(()), Some(reply)) if self.inbox.waiting().iter().any(|pending| pending.id() == id) => {
-                self.unconfirmed.push((id.clone(), reply));
-            }
-            (outcome, Some(reply)) => {
-                let _ = reply.send(outcome);
-            }
-            (_, None) => {}
-        }
+        let session = self.record.session.id.clone();
+        let live = Live::new(Arc::clone(&self.shared), session, instance, credentials, actor, self.client.clone());
+        Some(self.live.insert(live))
     }
 
     fn rearm_idle(&mut self) {
         let timeout = self.record.session.idle_timeout_millis;
         let active = matches!(self.record.lifecycle.state(), State::Active { .. });
         let resting = matches!(self.tracker.activity(), Activity::Quiet | Activity::Done | Activity::Failed);
-        self.idle_at = (active && resting && timeout > 0).then(|| Instant::now() + Duration::from_millis(timeout));
+        // Whoever has a terminal open is at work in it.
+        let at_terminal = self.attached.borrow().iter().any(|(_, attached)| attached.to == AttachedTo::Terminal);
+        let armed = active && resting && !at_terminal && timeout > 0;
+        self.idle_at = armed.then(|| Instant::now() + Duration::from_millis(timeout));
     }
 
     /// Makes durable, shows, and acts, in this order.
     async fn settle(&mut self) {
-        let id = self.record.session.id.clone();
-        if std::mem::take(&mut self.store)
-            && let Err(error) = self.shared.store.put_session(&self.record).await
-        {
-            tracing::error!(session = %id, %error, "the session's record cannot be stored");
-        }
-        if std::mem::take(&mut self.fresh_journal)
-            && let Err(error) = self.shared.log.reset_journal(&id).await
-        {
-            tracing::error!(session = %id, %error, "the new journal cannot be noted");
-        }
-        let events = std::mem::take(&mut self.events);
-        if !events.is_empty() {
-            let at = clock::now();
-            let stamped = events.into_iter().map(|kind| (at, kind)).collect();
-            if let Err(error) = self.shared.log.append(&id, stamped, None).await {
-                tracing::error!(session = %id, %error, "events cannot be stored");
-            }
-        }
+        let stored = self.make_durable().await;
         self.rearm_idle();
         if *self.record.lifecycle.state() == State::Removed {
-            if let Err(error) = self.shared.log.remove(&id).await {
-                tracing::error!(session = %id, %error, "the session's record cannot be removed");
+            let id = self.record.session.id.clone();
+            match self.shared.log.remove(&id).await {
+                Ok(()) | Err(StoreError::UnknownSession(_)) => {
+                    self.gone = true;
+                    self.shared.directory.removed(&id);
+                }
+                Err(error) => tracing::error!(session = %id, %error, "the session's record cannot be removed"),
             }
-            self.shared.directory.removed(&id);
-        } else {
+        }
+        if !self.gone {
             self.publish().await;
         }
-        if matches!(self.record.lifecycle.state(), State::Stopped | State::Failed { .. } | State::Removed) {
+        let retry = !self.gone && (stored.is_err() || *self.record.lifecycle.state() == State::Removed);
+        self.retry_at = retry.then(|| Instant::now() + STORE_RETRY);
+        if matches!(self.record.lifecycle.state(), State::Stopped | State::Failed { .. } | State::Resting) || self.gone {
             for waiter in self.settled.drain(..) {
-                let _ = waiter.send(Ok(()));
+                let _ = waiter.send(stored.clone());
             }
         }
         for reply in self.replies.drain(..) {
-            let _ = reply.send(Ok(()));
+            let _ = reply.send(stored.clone());
         }
         for (reply, message) in self.delivered.drain(..) {
             let _ = reply.send(Ok(message));
         }
         for job in std::mem::take(&mut self.jobs) {
-            self.start(job);
+            if stored.is_err() && matches!(job, Job::Step(..)) {
+                self.jobs.push(job);
+            } else {
+                self.start(job);
+            }
         }
+    }
+
+    async fn make_durable(&mut self) -> Result<(), Fault> {
+        let id = self.record.session.id.clone();
+        let first = self.retry_at.is_none();
+        let failed = |error: StoreError, what: &str| {
+            if first {
+                tracing::error!(session = %id, %error, "{what} cannot be stored; it is tried again");
+            }
+            error.fault()
+        };
+        if self.store {
+            self.shared.store.put_session(&self.record).await.map_err(|error| failed(error, "the session's record"))?;
+            self.store = false;
+        }
+        if self.fresh_journal {
+            self.shared.log.reset_journal(&id).await.map_err(|error| failed(error, "the new journal"))?;
+            self.fresh_journal = false;
+        }
+        if !self.events.is_empty() {
+            self.shared.log.append(&id, self.events.clone(), None).await.map_err(|error| failed(error, "an event of the session"))?;
+            self.events.clear();
+        }
+        Ok(())
     }
 
     async fn publish(&self) {
@@ -680,9 +516,9 @@ impl Actor {
             updated_at: info.updated_at.unwrap_or(self.record.session.created_at),
             last_seq: info.last_seq,
             pending: self.inbox.waiting().to_vec(),
-            queue_position: 0,
-            unreachable_since: None,
-            attached: vec![],
+            queue_position: self.queue_position,
+            unreachable_since: self.unreachable_since,
+            attached: self.attached.borrow().iter().map(|(_, attached)| attached.clone()).collect(),
         });
         if **self.view.borrow() != *view {
             self.view.send_replace(Arc::clone(&view));
@@ -690,13 +526,19 @@ impl Actor {
         }
     }
 
-    /// Links up again with an instance that may have gone on running while no daemon was there.
-    async fn adopt(&mut self, instance: InstanceId) {
+    /// Takes up again an instance that may have gone on running while no daemon was there.
+    async fn adopt(&mut self, instance: InstanceId, linked: bool) {
         match self.shared.vault.open_record(CREDENTIALS, &self.record.session.id).await {
             Ok(Some(bytes)) => match Credentials::from_bytes(&bytes) {
                 Some(credentials) => {
-                    tracing::info!(session = %self.record.session.id, "taking up the link with an instance that was left running");
-                    self.link(instance, credentials, None);
+                    tracing::info!(session = %self.record.session.id, "taking up an instance that was left running");
+                    if let Some(live) = self.go_live(instance, credentials) {
+                        if linked {
+                            live.link(None);
+                        } else {
+                            live.freeze(true);
+                        }
+                    }
                     return;
                 }
                 None => tracing::error!(session = %self.record.session.id, "the credentials of a sidecar cannot be understood"),
@@ -726,7 +568,7 @@ impl Actor {
                     self.tracker.apply(&event.kind);
                     self.inbox.apply(&event.kind);
                 }
-                Ok(Item::Delta(_)) => {}
+                Ok(Item::Delta(_) | Item::Snapshot(_)) => {}
                 Ok(Item::CaughtUp(_) | Item::Removed) => return,
                 Err(error) => {
                     tracing::error!(session = %id, %error, "the history cannot be read");
@@ -736,14 +578,6 @@ impl Actor {
         }
     }
 }
-
 fn new_instance() -> InstanceId {
     InstanceId::from_ulid(ulid::Ulid::new())
-}
-
-fn verdict(reply: Reply) -> Result<(), Fault> {
-    match reply {
-        Reply::Accepted | Reply::AlreadySo | Reply::Ignored(_) => Ok(()),
-        Reply::Denied(fault) => Err(fault),
-    }
 }

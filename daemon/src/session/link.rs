@@ -3,6 +3,9 @@
 //! The follower reads the sidecar's event stream, tells the actor what concerns it, makes it durable (batched: whatever has arrived), and acknowledges it. When the
 //! connection is lost it dials anew and resumes behind the last durable entry, for as long as the instance runs. The relay is dialled anew in the same way.
 //! Both end with the link's cancellation token.
+//!
+//! A sidecar that does not answer is told to the actor soon, so that nobody takes what is shown of the agent for the present; one that does not answer for
+//! [`SILENCE_MAX`] while its instance runs has failed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +13,11 @@ use std::time::Duration;
 use futures::FutureExt;
 use openagent_core::event::EventKind;
 use openagent_core::id::{InstanceId, SessionId};
+use openagent_core::instance::ExitCause;
 use openagent_core::time::Timestamp;
+use openagent_proto::sidecar::PROTOCOL;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -33,6 +39,15 @@ const ACKNOWLEDGE_AFTER: Duration = Duration::from_millis(500);
 const BACKOFF: [Duration; 5] =
     [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 
+/// Time in which a lost connection may come back before anybody is told.
+const SILENCE_TOLD: Duration = Duration::from_secs(2);
+
+/// Time for which a sidecar may be silent while its instance runs.
+pub const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Time for a sidecar that runs to take a connection and answer on it.
+const DIAL_DEADLINE: Duration = Duration::from_secs(5);
+
 /// One instance's link.
 #[derive(Clone)]
 pub struct Link {
@@ -53,7 +68,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Starts the follower, the relay and the watch over the instance's end. `first` is a connection that exists already.
+    /// Starts the follower and the relay. `first` is a connection that exists already.
     pub fn start(&self, first: Option<SidecarClient>) {
         if let Some(first) = &first {
             self.client.send_replace(Some(first.clone()));
@@ -67,47 +82,74 @@ impl Link {
         tasks.spawn("session-relay", async move {
             relay.cancel.clone().run_until_cancelled(relay.keep_relay()).await;
         });
-        let end = self.clone();
-        tasks.spawn("session-end", async move {
-            let ended = end.shared.driver.ended(&end.session, &end.instance);
-            if let Some(cause) = end.cancel.run_until_cancelled(ended).await {
-                let _ = end.actor.send(Input::Ended(end.instance.clone(), cause)).await;
+    }
+
+    async fn dial(&self) -> Result<SidecarClient, SidecarError> {
+        let dial = async {
+            let stream = self.shared.driver.dial(&self.session, &self.instance, Purpose::Control).await.map_err(|_| SidecarError::Lost)?;
+            let client = SidecarClient::connect(stream, &self.shared.tasks).await?;
+            let health = client.health().await?;
+            if health.protocol != 0 && health.protocol != PROTOCOL {
+                return Err(SidecarError::OtherProtocol { theirs: health.protocol });
             }
-        });
+            Ok(client.with_bearer(self.credentials.bearer.clone()))
+        };
+        tokio::time::timeout(DIAL_DEADLINE, dial).await.unwrap_or(Err(SidecarError::Deadline))
     }
 
-    async fn dial(&self) -> Option<SidecarClient> {
-        let stream = self.shared.driver.dial(&self.session, &self.instance, Purpose::Control).await.ok()?;
-        let client = SidecarClient::connect(stream, &self.shared.tasks).await.ok()?;
-        client.health().await.ok()?;
-        Some(client.with_bearer(self.credentials.bearer.clone()))
-    }
-
-    async fn is_over(&self) -> bool {
-        let observed = self.shared.driver.inspect(&self.session, &self.instance).await;
-        matches!(observed, Ok(Observed::Missing | Observed::Ended(_)))
+    /// What the driver knows of the instance; `None` when it cannot be asked.
+    async fn observed(&self) -> Option<Observed> {
+        self.shared.driver.inspect(&self.session, &self.instance).await.ok()
     }
 
     async fn follow(&self, mut known: Option<SidecarClient>) {
         let mut attempt = 0;
+        let mut silence = Silence::default();
         loop {
             let client = match known.take() {
-                Some(client) => Some(client),
+                Some(client) => Ok(client),
                 None => self.dial().await,
             };
-            if let Some(client) = client {
-                attempt = 0;
-                self.client.send_replace(Some(client.clone()));
-                let error = self.pump(&client).await;
-                self.client.send_replace(None);
-                tracing::info!(session = %self.session, %error, "the sidecar's event stream ended");
+            match client {
+                Ok(client) => {
+                    attempt = 0;
+                    if silence.ended() {
+                        self.tell_reached(None).await;
+                    }
+                    self.client.send_replace(Some(client.clone()));
+                    let error = self.pump(&client).await;
+                    self.client.send_replace(None);
+                    tracing::info!(session = %self.session, %error, "the sidecar's event stream ended");
+                    silence = Silence::begun();
+                }
+                Err(SidecarError::OtherProtocol { theirs }) => {
+                    tracing::error!(session = %self.session, theirs, "the sidecar is of another version");
+                    let _ = self.actor.send(Input::Outdated(self.instance.clone(), theirs)).await;
+                    return;
+                }
+                Err(_) => {}
             }
-            if self.is_over().await {
+            match self.observed().await {
+                Some(Observed::Missing | Observed::Ended(_)) => return,
+                Some(Observed::Running) => {}
+                // Frozen by somebody else, or the engine is away: the sidecar has no chance to answer.
+                Some(Observed::Paused | Observed::Created) | None => silence.excuse(),
+            }
+            if let Some(since) = silence.to_tell() {
+                self.tell_reached(Some(since)).await;
+            }
+            if silence.is_too_long() {
+                tracing::warn!(session = %self.session, "the sidecar runs and does not answer");
+                let _ = self.actor.send(Input::Ended(self.instance.clone(), ExitCause::Unresponsive)).await;
                 return;
             }
             tokio::time::sleep(BACKOFF[attempt]).await;
             attempt = (attempt + 1).min(BACKOFF.len() - 1);
         }
+    }
+
+    async fn tell_reached(&self, unreachable_since: Option<Timestamp>) {
+        let _ = self.actor.send(Input::Reached(self.instance.clone(), unreachable_since)).await;
     }
 
     /// Reads until the stream ends; gives the reason.
@@ -199,12 +241,52 @@ impl Link {
                 attempt = 0;
                 self.shared.relay.serve(self.session.clone(), stream).await;
             }
-            if self.is_over().await {
+            if matches!(self.observed().await, Some(Observed::Missing | Observed::Ended(_))) {
                 return;
             }
             tokio::time::sleep(BACKOFF[attempt]).await;
             attempt = (attempt + 1).min(BACKOFF.len() - 1);
         }
+    }
+}
+
+/// How long a sidecar has been silent, and who knows.
+struct Silence {
+    since: Timestamp,
+    began: Instant,
+    /// From when on it counts against the sidecar.
+    blamed: Instant,
+    told: bool,
+}
+
+impl Default for Silence {
+    fn default() -> Self {
+        Self::begun()
+    }
+}
+
+impl Silence {
+    fn begun() -> Self {
+        let now = Instant::now();
+        Self { since: crate::clock::now(), began: now, blamed: now, told: false }
+    }
+
+    fn excuse(&mut self) {
+        self.blamed = Instant::now();
+    }
+
+    /// It is over; whether anybody was told of it.
+    fn ended(&mut self) -> bool {
+        std::mem::take(&mut self.told)
+    }
+
+    /// Since when, if that is to be told now.
+    fn to_tell(&mut self) -> Option<Timestamp> {
+        (self.began.elapsed() >= SILENCE_TOLD && !std::mem::replace(&mut self.told, true)).then_some(self.since)
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.blamed.elapsed() >= SILENCE_MAX
     }
 }
 

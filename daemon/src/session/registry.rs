@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::actor::{Actor, Birth};
 use super::{SessionHandle, Shared};
@@ -10,12 +11,18 @@ use crate::event::LogInfo;
 use crate::store::{SessionRecord, StoreError};
 use crate::task::TaskError;
 use openagent_core::id::SessionId;
-use openagent_core::session::lifecycle::{Input, Lifecycle};
+use openagent_core::session::lifecycle::{Input, Lifecycle, State};
 use openagent_core::session::{Fault, Session};
 use tokio::sync::oneshot;
 
 /// Sessions that may be stored. Beyond it the lists that clients show are of no use to anyone.
 const SESSIONS_MAX: usize = 100_000;
+
+/// Time between two comparisons with the engine. They are a few calls; what matters at once is told by the engine itself.
+const RECONCILE_EVERY: Duration = Duration::from_secs(60);
+
+/// Longest time between two looks for idle sessions while others wait for room.
+const MAKE_ROOM_PAUSE: Duration = Duration::from_secs(2);
 
 /// All sessions.
 #[derive(Clone)]
@@ -57,9 +64,40 @@ impl SessionRegistry {
         for right in raised {
             let _ = right.await;
         }
-        let registry = self.clone();
-        self.shared.tasks.spawn("reconcile", async move { registry.remove_orphans().await });
+        let (registry, stop) = (self.clone(), self.shared.tasks.token().clone());
+        self.shared.tasks.spawn("reconcile", async move {
+            stop.run_until_cancelled(registry.reconcile()).await;
+        });
+        let (registry, stop) = (self.clone(), self.shared.tasks.token().clone());
+        self.shared.tasks.spawn("make-room", async move {
+            stop.run_until_cancelled(registry.make_room()).await;
+        });
         Ok(count)
+    }
+
+    /// Compares what is stored with what the engine holds, now and from time to time: somebody else may have been at work there.
+    async fn reconcile(&self) {
+        loop {
+            self.remove_orphans().await;
+            tokio::time::sleep(RECONCILE_EVERY).await;
+        }
+    }
+
+    /// While sessions wait for room, has idle ones give theirs up, the longest idle first.
+    async fn make_room(&self) {
+        let mut load = self.shared.admission.load();
+        while load.wait_for(|load| load.waiting > 0).await.is_ok() {
+            let views = self.shared.directory.all();
+            let idle = views.iter().filter(|view| matches!(view.record.lifecycle.state(), State::Idle { .. }));
+            if let Some(view) = idle.min_by_key(|view| view.updated_at)
+                && let Some(handle) = self.get(&view.record.session.id)
+            {
+                tracing::info!(session = %handle.id(), "an idle session gives its room to one that waits");
+                handle.yield_room();
+            }
+            // Its end takes a moment, and another session may become idle meanwhile.
+            let _ = tokio::time::timeout(MAKE_ROOM_PAUSE, load.changed()).await;
+        }
     }
 
     async fn remove_orphans(&self) {

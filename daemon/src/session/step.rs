@@ -11,6 +11,7 @@ use openagent_core::session::{Fault, Session, Step};
 use openagent_proto::sidecar as wire;
 
 use super::Shared;
+use super::admission::Permit;
 use crate::driver::{InstanceSpec, Purpose};
 use crate::sidecar::{Credentials, SidecarClient, registration_token};
 
@@ -21,6 +22,8 @@ pub const CREDENTIALS: &str = "sidecar-credentials";
 pub enum Yield {
     /// Nothing.
     Nothing,
+    /// Room to run.
+    Room(Permit),
     /// The one-time token of the created instance.
     Token(Secret),
     /// A registered connection.
@@ -37,10 +40,14 @@ pub struct StepRun {
     pub instance: InstanceId,
     /// The one-time token, from `create` to `register`.
     pub token: Option<Secret>,
+    /// Of the sidecar of a prepared instance, which has registered already.
+    pub claimed: Option<Credentials>,
     /// The connection, from `register` on.
     pub connected: Option<(SidecarClient, Credentials)>,
     /// Version of the next set of keys for this instance.
     pub keys_version: u64,
+    /// The volumes hold what is to be kept.
+    pub keeps_volumes: bool,
 }
 
 fn lost_thread() -> Fault {
@@ -61,9 +68,15 @@ impl StepRun {
     async fn attempt(&self, step: Step) -> Result<Yield, Fault> {
         let (driver, id) = (&self.shared.driver, &self.session.id);
         match step {
+            // Asked for by the session itself, since it waits.
             Step::Admission => {}
             Step::Image => drop(driver.ensure_image().await?),
-            Step::Volume => driver.ensure_volumes(id).await?,
+            Step::Volume => {
+                if self.keeps_volumes {
+                    self.find_volumes().await?;
+                }
+                driver.ensure_volumes(id).await?;
+            }
             Step::Create => {
                 let (token, token_sha256) = registration_token();
                 let limits = self.session.limits;
@@ -88,8 +101,17 @@ impl StepRun {
         Ok(Yield::Nothing)
     }
 
+    /// A volume that is gone must not be replaced by an empty one in silence: the work would seem to be there.
+    async fn find_volumes(&self) -> Result<(), Fault> {
+        let missing = self.shared.driver.missing_volumes(&self.session.id).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let message = format!("somebody removed what the session keeps: {}", missing.join(", "));
+        Err(Fault::new("VOLUME_LOST", message, "its history can still be read: openagent logs ID; then remove it: openagent rm ID"))
+    }
+
     async fn register(&self) -> Result<(SidecarClient, Credentials), Fault> {
-        let token = self.token.as_ref().ok_or_else(lost_thread)?;
         let id = &self.session.id;
         let stream = match self.shared.driver.dial(id, &self.instance, Purpose::Control).await {
             Ok(stream) => stream,
@@ -103,6 +125,12 @@ impl StepRun {
             }
         };
         let client = SidecarClient::connect(stream, &self.shared.tasks).await.map_err(|error| error.fault())?;
+        if let Some(known) = &self.claimed {
+            let client = client.with_bearer(known.bearer.clone());
+            client.health().await.map_err(|error| error.fault())?;
+            return Ok((client, known.clone()));
+        }
+        let token = self.token.as_ref().ok_or_else(lost_thread)?;
         let credentials = client.register(id, token).await.map_err(|error| error.fault())?;
         let client = client.with_bearer(credentials.bearer.clone());
         self.shared.vault.seal_record(CREDENTIALS, id, &credentials.to_bytes()).await.map_err(|error| error.fault())?;

@@ -7,12 +7,20 @@ use openagent_core::permission::{PermissionRequest, QuestionRequest};
 use openagent_core::usage::Usage;
 use openagent_proto::v1;
 
+use crate::event::Snapshot;
+
 use super::{fault, instance, permission_response, status, timestamp, usage};
 
 /// A recorded event.
 #[must_use]
 pub fn event(event: Event) -> v1::Event {
     v1::Event { seq: event.seq, created_at: Some(timestamp(event.at)), kind: Some(kind(event.kind)) }
+}
+
+/// What is left of the older part of a history.
+#[must_use]
+pub const fn snapshot(snapshot: Snapshot) -> v1::HistorySnapshot {
+    v1::HistorySnapshot { floor_seq: snapshot.floor, kept: snapshot.kept, dropped: snapshot.dropped }
 }
 
 /// Letters of a part that is still being written.

@@ -4,16 +4,17 @@
 //! links is not refused.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openagent_core::id::InstanceId;
 use openagent_core::permission::{PermissionResponse, PermissionRule};
 use openagent_core::session::{Fault, Session, Step};
 use openagent_proto::sidecar as wire;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Actor, Input, new_instance};
-use crate::session::step::{StepRun, push_keys};
+use crate::session::admission::{Admission, Permit};
+use crate::session::step::{StepRun, Yield, push_keys};
 use crate::session::{PermissionAnswer, PromptJob, QuestionAnswer};
 use crate::sidecar::{Credentials, SidecarClient, SidecarError};
 
@@ -24,6 +25,8 @@ const LINK_PATIENCE: Duration = Duration::from_secs(20);
 pub(super) enum Job {
     Step(InstanceId, Step),
     Unwind(Option<InstanceId>, Vec<Step>, Duration),
+    Freeze(InstanceId),
+    Wake(InstanceId),
     Deliver(PromptJob),
     Answer(PermissionAnswer, Vec<PermissionRule>, Option<oneshot::Sender<Result<(), Fault>>>),
     Reply(QuestionAnswer, oneshot::Sender<Result<(), Fault>>),
@@ -39,19 +42,22 @@ impl Actor {
             session: self.record.session.clone(),
             instance,
             token: self.token.clone(),
+            claimed: self.claimed.clone(),
             connected: self.connected(),
             keys_version: self.record.keys_version,
+            keeps_volumes: self.record.lifecycle.workspace_ready(),
         }
     }
 
     fn connected(&self) -> Option<(SidecarClient, Credentials)> {
-        Some((self.client.borrow().clone()?, self.live.as_ref()?.link.credentials.clone()))
+        Some((self.client.borrow().clone()?, self.live.as_ref()?.credentials.clone()))
     }
 
     pub(super) fn start(&mut self, job: Job) {
         let Some(me) = self.me.upgrade() else { return };
         let tasks = self.shared.tasks.clone();
         match job {
+            Job::Step(instance, Step::Admission) => self.ask_for_room(me, instance),
             Job::Step(instance, step) => {
                 let run = self.step_run(instance.clone());
                 tasks.spawn("session-step", async move {
@@ -65,6 +71,21 @@ impl Actor {
                     run.unwind(&steps, grace).await;
                     let _ = me.send(Input::Unwound).await;
                 });
+            }
+            Job::Freeze(instance) => {
+                if let Some(live) = &mut self.live
+                    && self.record.lifecycle.instance() == Some(&instance)
+                {
+                    live.unlink();
+                    live.freeze(true);
+                }
+            }
+            Job::Wake(instance) => {
+                if let Some(live) = &self.live
+                    && self.record.lifecycle.instance() == Some(&instance)
+                {
+                    live.freeze(false);
+                }
             }
             Job::Deliver(job) => self.deliver(job),
             Job::Answer(answer, rules, reply) => {
@@ -137,6 +158,21 @@ impl Actor {
         }
     }
 
+    /// Waits for room in a task that ends with the wish for it.
+    fn ask_for_room(&mut self, me: mpsc::Sender<Input>, instance: InstanceId) {
+        let has_room = self.permit.is_some();
+        let (admission, memory) = (self.shared.admission.clone(), self.record.session.limits.memory_bytes);
+        let cancel = self.shared.tasks.token().child_token();
+        self.waiting = Some(cancel.clone().drop_guard());
+        let began = Instant::now();
+        let wait = async move {
+            let outcome = if has_room { Ok(Yield::Nothing) } else { room(&admission, memory, &me, &instance).await.map(Yield::Room) };
+            let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let _ = me.send(Input::Stepped(instance, Step::Admission, outcome, millis)).await;
+        };
+        self.shared.tasks.spawn("session-admission", async move { cancel.run_until_cancelled(wait).await });
+    }
+
     /// Model and agent of a prompt become the session's.
     fn deliver(&mut self, job: PromptJob) {
         let before = self.record.session.model.clone();
@@ -162,6 +198,20 @@ impl Actor {
             };
             let _ = me.send(Input::Delivered(news, outcome, job.reply)).await;
         });
+    }
+}
+
+/// Room to run, told where in the queue it stands until there is some.
+async fn room(admission: &Admission, memory: u64, me: &mpsc::Sender<Input>, instance: &InstanceId) -> Result<Permit, Fault> {
+    let mut ticket = admission.ask(memory)?;
+    loop {
+        match ticket.redeem() {
+            Ok(permit) => return Ok(permit),
+            Err(place) => {
+                let _ = me.send(Input::Queued(instance.clone(), place)).await;
+                ticket.changed().await;
+            }
+        }
     }
 }
 
