@@ -6,6 +6,7 @@ pub mod config;
 pub mod driver;
 pub mod event;
 pub mod export;
+pub mod offline;
 pub mod relay;
 pub mod rpc;
 pub mod run;

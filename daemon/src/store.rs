@@ -9,31 +9,49 @@
 //! How records look is told in [`record`]; what they hold in [`model`].
 
 mod append;
+mod archive;
+mod backup;
+mod compact;
 mod error;
+mod history;
+mod migrate;
 mod model;
 mod open;
 mod record;
+mod restore;
+mod space;
+mod verify;
+mod witness;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 
 use nix::fcntl::Flock;
-use openagent_core::event::{EVENT_MAX_BYTES, Event, EventKind};
+use openagent_core::event::{EVENT_MAX_BYTES, EventKind};
 use openagent_core::id::SessionId;
 use openagent_core::permission::PermissionRule;
 use openagent_core::time::Timestamp;
 use sled::{Batch, Db};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use append::NewEvent;
+pub use archive::{BackupError, Manifest};
 pub use error::StoreError;
+pub(crate) use history::{Floor, Page, Read};
 pub use model::{DayUsage, MessageUsage, SessionCursor, SessionRecord};
 pub(crate) use model::{KeyRecord, OPEN_PARTS_MAX, PartEffect};
 use record::{Name, Table};
-use writer::{Answer, Job, Ledger};
+pub use restore::{Keys, Restored};
+pub(crate) use restore::{check, restore};
+pub use space::Condition;
+use space::Space;
+pub use verify::Report;
+pub(crate) use verify::{Envelope, Opener};
+use writer::{Answer, Job, Ledger, cursor_name};
 
 /// A handle on the store. The last one to be dropped closes it.
 #[derive(Clone)]
@@ -42,6 +60,10 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    /// Of the writer, which dozes while the disk is full.
+    waker: Thread,
+    condition: watch::Receiver<Condition>,
+    compacting: watch::Receiver<BTreeSet<SessionId>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     db: Db,
     /// Released last, so that nobody else opens the folder while sled is closing.
@@ -72,32 +94,39 @@ impl Drop for Inner {
     }
 }
 
-/// How much of a history is read at once.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Page {
-    pub(crate) events: usize,
-    pub(crate) bytes: usize,
-}
-
 impl Store {
     /// Opens the store in the folder `path`, or makes it.
     ///
     /// # Errors
     /// [`StoreError::Locked`], [`StoreError::NewerFormat`], [`StoreError::Corrupt`], [`StoreError::Io`].
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
-        let path = path.as_ref().to_owned();
-        blocking(move || Self::open_now(path)).await
+        Self::open_with_reserve(path, 0).await
     }
 
-    fn open_now(path: PathBuf) -> Result<Self, StoreError> {
+    /// Like [`Store::open`]; writes are refused with [`StoreError::Full`] while less than `reserve_bytes` are free on its disk.
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub async fn open_with_reserve(path: impl AsRef<Path>, reserve_bytes: u64) -> Result<Self, StoreError> {
+        let path = path.as_ref().to_owned();
+        blocking(move || Self::open_now(path, reserve_bytes)).await
+    }
+
+    fn open_now(path: PathBuf, reserve_bytes: u64) -> Result<Self, StoreError> {
         let opened = open::open(&path)?;
-        let ledger = Ledger::new(opened.db.clone(), opened.data)?;
+        let space = Space::new(&path, reserve_bytes);
+        let condition = space.watch();
+        let ledger = Ledger::new(opened.db.clone(), opened.data, opened.witness, space)?;
+        let compacting = ledger.compaction.running();
         let (jobs, queue) = mpsc::channel(writer::QUEUE_JOBS);
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || writer::run(ledger, queue));
         let thread = thread.map_err(|e| StoreError::io("start its writer", e))?;
         Ok(Self(Arc::new(Inner {
             path,
             jobs: Mutex::new(Some(jobs)),
+            waker: thread.thread().clone(),
+            condition,
+            compacting,
             writer: Mutex::new(Some(thread)),
             db: opened.db,
             _lock: opened.lock,
@@ -116,6 +145,12 @@ impl Store {
         }
     }
 
+    /// Whether it can be written, now and whenever that changes.
+    #[must_use]
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        self.0.condition.clone()
+    }
+
     /// Puts a session's record in the place of the one before.
     ///
     /// # Errors
@@ -127,7 +162,10 @@ impl Store {
             let mut batch = Batch::default();
             record::put(&ledger.db, &mut batch, &session_name(&session), &value)?;
             match ledger.cursor(&session) {
-                Ok(_) => ledger.apply(batch),
+                Ok(_) => {
+                    ledger.touch(&session);
+                    ledger.apply(batch)
+                }
                 Err(StoreError::UnknownSession(_)) => ledger.apply_with_cursor(&session, SessionCursor::default(), batch),
                 Err(error) => Err(error),
             }
@@ -207,41 +245,6 @@ impl Store {
         self.submit(apply, answer).await
     }
 
-    /// Events `after + 1` to `upto`, or as many of them as fit the page, with their stored sizes; at least one, if there is one.
-    pub(crate) async fn events(
-        &self,
-        session: &SessionId,
-        after: u64,
-        upto: u64,
-        page: Page,
-    ) -> Result<Vec<(Arc<Event>, usize)>, StoreError> {
-        let session = session.clone();
-        self.read(move |db| {
-            let mut events = Vec::new();
-            let mut left = page.bytes;
-            if after >= upto {
-                return Ok(events);
-            }
-            let prefix = record::prefix(Table::Event, session.as_str().as_bytes());
-            record::scan(db, &prefix, &Name::event(&session, after + 1), |name, stored| {
-                let seq = name.try_into().map(u64::from_be_bytes).map_err(|_| StoreError::BadRecord { what: "event".to_owned() })?;
-                if seq != after + 1 + events.len() as u64 {
-                    return Err(StoreError::BadRecord { what: format!("history of session {session} (an event is missing)") });
-                }
-                let size = stored.len();
-                if !events.is_empty() && size > left {
-                    return Ok(false);
-                }
-                left = left.saturating_sub(size);
-                let (at, kind) = decode_event(&stored)?;
-                events.push((Arc::new(Event { seq, at, kind }), size));
-                Ok(seq < upto && events.len() < page.events)
-            })?;
-            Ok(events)
-        })
-        .await
-    }
-
     /// What each message of a session has used.
     ///
     /// # Errors
@@ -279,7 +282,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn put_rule(&self, rule: &PermissionRule) -> Result<(), StoreError> {
         let (name, value) = (rule_name(rule), record::encode("permission", rule)?);
-        self.put(name, value).await
+        self.write(move |ledger| ledger.put(&name, &value)).await
     }
 
     /// Forgets a permission; answers whether it was known.
@@ -287,7 +290,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn remove_rule(&self, rule: &PermissionRule) -> Result<bool, StoreError> {
-        self.remove(rule_name(rule)).await
+        let name = rule_name(rule);
+        self.write(move |ledger| ledger.remove(&name)).await
     }
 
     /// The permissions that hold for all sessions.
@@ -300,7 +304,7 @@ impl Store {
 
     pub(crate) async fn put_key(&self, key: &KeyRecord) -> Result<(), StoreError> {
         let (name, value) = (Name::new(Table::Key, &[key.provider.as_bytes()]), record::encode("provider key", key)?);
-        self.put(name, value).await
+        self.write(move |ledger| ledger.put(&name, &value)).await
     }
 
     pub(crate) async fn load_keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
@@ -309,7 +313,12 @@ impl Store {
 
     /// Puts an encrypted record of a session; it goes when the session is removed.
     pub(crate) async fn put_sealed(&self, session: &SessionId, kind: &str, record: Vec<u8>) -> Result<(), StoreError> {
-        self.put(sealed_name(session, kind), record).await
+        let (name, session) = (sealed_name(session, kind), session.clone());
+        self.write(move |ledger| {
+            ledger.touch(&session);
+            ledger.put(&name, &record)
+        })
+        .await
     }
 
     pub(crate) async fn sealed(&self, session: &SessionId, kind: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -318,7 +327,12 @@ impl Store {
     }
 
     pub(crate) async fn remove_sealed(&self, session: &SessionId, kind: &str) -> Result<bool, StoreError> {
-        self.remove(sealed_name(session, kind)).await
+        let (name, session) = (sealed_name(session, kind), session.clone());
+        self.write(move |ledger| {
+            ledger.touch(&session);
+            ledger.remove(&name)
+        })
+        .await
     }
 
     /// Whether anything is stored that only the master key opens.
@@ -327,24 +341,6 @@ impl Store {
             let first = |table: Table| db.scan_prefix([table as u8]).next().transpose().map_err(|e| StoreError::engine("read records", e));
             Ok(first(Table::Sealed)?.is_some()
                 || table::<KeyRecord>(db, Table::Key, "provider key")?.iter().any(|key| key.envelope.is_some()))
-        })
-        .await
-    }
-
-    async fn put(&self, name: Name, value: Vec<u8>) -> Result<(), StoreError> {
-        self.write(move |ledger| {
-            let mut batch = Batch::default();
-            record::put(&ledger.db, &mut batch, &name, &value)?;
-            ledger.apply(batch)
-        })
-        .await
-    }
-
-    async fn remove(&self, name: Name) -> Result<bool, StoreError> {
-        self.write(move |ledger| {
-            let mut batch = Batch::default();
-            let was_there = record::remove(&ledger.db, &mut batch, &name)?;
-            ledger.apply(batch).map(|()| was_there)
         })
         .await
     }
@@ -373,13 +369,20 @@ impl Store {
         });
         let jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)?;
         jobs.send(job).await.map_err(|_| StoreError::Closed)?;
-        replied.await.map_err(|_| StoreError::Broken)?
+        self.0.waker.unpark();
+        replied.await.map_err(|_| StoreError::Broken { why: "its writer is gone".into() })?
     }
 
     async fn read<T: Send + 'static>(&self, read: impl FnOnce(&Db) -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
         let inner = Arc::clone(&self.0);
         blocking(move || read(&inner.db)).await
     }
+}
+
+/// Verifies the store in the folder `path` while no daemon uses it; nothing is changed, it is not migrated either.
+pub(crate) fn verify_offline(path: &Path, opener: &Opener) -> Result<Report, StoreError> {
+    let (db, format, _lock) = open::open_to_look(path)?;
+    verify::verify(&db, format, Some(opener))
 }
 
 /// Runs on a thread that may block. sled can panic on damaged files; that becomes an error.

@@ -23,7 +23,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::store::{KeyRecord, Store, StoreError};
+use crate::store::{Envelope, KeyRecord, Opener, Store, StoreError};
 
 /// Whose the records are: there is one user a daemon.
 const OWNER: &str = "user";
@@ -311,6 +311,12 @@ impl Vault {
         Ok(self.0.store.remove_sealed(session, kind).await?)
     }
 
+    /// Tells of any stored record whether this vault's master key opens it.
+    pub(crate) fn opener(&self) -> Opener {
+        let inner = Arc::clone(&self.0);
+        Arc::new(move |envelope| opens(&inner.master, envelope))
+    }
+
     async fn put(&self, record: KeyRecord) -> Result<(), VaultError> {
         self.0.store.put_key(&record).await?;
         let versions = {
@@ -324,6 +330,25 @@ impl Vault {
 
     fn keys(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.0.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Like [`Vault::opener`], without a vault: with the master key in the file `path`. Without that file nothing opens.
+///
+/// # Errors
+/// [`VaultError::MasterKeyFile`], [`VaultError::MasterKeyUnsafe`], [`VaultError::MasterKeyDamaged`].
+pub(crate) fn opener_of(path: &Path) -> Result<Opener, VaultError> {
+    let master = master::read(path)?;
+    Ok(Arc::new(move |envelope| master.as_ref().is_some_and(|master| opens(master, envelope))))
+}
+
+fn opens(master: &MasterKey, envelope: &Envelope<'_>) -> bool {
+    match envelope {
+        Envelope::Key(key) => open_key(master, key).is_none_or(|opened| opened.is_ok()),
+        Envelope::Sealed { session, kind, stored } => take_version(stored).is_some_and(|(version, envelope)| {
+            let name = record_name(kind, session);
+            master.open(RecordId { record: &name, owner: OWNER, version }, envelope).is_ok()
+        }),
     }
 }
 

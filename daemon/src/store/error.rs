@@ -9,6 +9,8 @@ use openagent_core::id::SessionId;
 use openagent_core::session::Fault;
 use thiserror::Error;
 
+use super::witness::FILE as WITNESS_FILE;
+
 /// Why the store could not do something.
 #[derive(Debug, Clone, Error)]
 pub enum StoreError {
@@ -78,9 +80,33 @@ pub enum StoreError {
         /// Journal sequence of what was to be appended.
         got: u64,
     },
+    /// The log of the store ends before what was acknowledged: its file was cut or put back.
+    #[error("the store {path} is damaged: {found} of {known} commits are in it, so that {} acknowledged ones are lost", known - found)]
+    Behind {
+        /// The store's folder.
+        path: PathBuf,
+        /// Commits that are in it.
+        found: u64,
+        /// Commits that are known to have been in it.
+        known: u64,
+    },
+    /// The disk is too full to write; nothing was changed. Writing goes on by itself once there is room.
+    #[error("the disk of the store is full: {free_bytes} bytes are free, {needed_bytes} are needed")]
+    Full {
+        /// Free bytes.
+        free_bytes: u64,
+        /// Free bytes from which on it is written.
+        needed_bytes: u64,
+    },
     /// An earlier write failed, so that memory and disk may differ; only a restart helps.
-    #[error("the store stopped after a failed write")]
-    Broken,
+    #[error("the store stopped after a failed write: {why}")]
+    Broken {
+        /// What failed.
+        why: Arc<str>,
+    },
+    /// There is one backup at a time.
+    #[error("another backup of the store is being made")]
+    BackupRuns,
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
@@ -96,12 +122,24 @@ impl StoreError {
                 ("STORE_NEWER", format!("install the newer version of OpenAgent again, or move {} away to start afresh", path.display()))
             }
             Self::Corrupt { path, .. } => {
-                ("STORE_CORRUPT", format!("restore {} from a backup, or move it away to start afresh", path.display()))
+                ("STORE_CORRUPT", format!("restore a backup: openagentd restore FILE; or move {} away to start afresh", path.display()))
             }
-            Self::Io { .. } | Self::Broken => {
+            Self::Behind { path, .. } => (
+                "STORE_CORRUPT",
+                format!(
+                    "restore a backup: openagentd restore FILE; or delete {} to go on with what is left",
+                    path.join(WITNESS_FILE).display()
+                ),
+            ),
+            Self::Full { free_bytes, needed_bytes } => {
+                let mib = needed_bytes.saturating_sub(*free_bytes).div_ceil(1024 * 1024);
+                ("STORE_FULL", format!("free {mib} MiB on the disk of the state folder; writing goes on by itself then"))
+            }
+            Self::Io { .. } | Self::Broken { .. } => {
                 ("STORE_FAILED", "look for a full or failing disk, then restart: openagent daemon stop".to_owned())
             }
-            Self::BadRecord { .. } => ("STORE_CORRUPT", "restore the state folder from a backup".to_owned()),
+            Self::BackupRuns => ("BUSY", "wait until it is done".to_owned()),
+            Self::BadRecord { .. } => ("STORE_CORRUPT", "restore a backup: openagentd restore FILE".to_owned()),
             Self::UnknownSession(_) => ("SESSION_NOT_FOUND", "list sessions with: openagent ls".to_owned()),
             Self::CursorBeyondEnd { .. } => ("CURSOR_BEYOND_END", "subscribe from 0 to read the whole history".to_owned()),
             Self::EventTooLarge { .. } => ("EVENT_TOO_LARGE", String::new()),

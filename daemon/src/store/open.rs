@@ -3,6 +3,8 @@
 //! sled leaves `snap.*.generating` behind when it is killed while opening, and then takes it for a damaged snapshot; so those are deleted
 //! first, under a lock of our own, because a running daemon may just be writing one. sled can panic on damaged files; that is caught. It takes a
 //! log whose beginning it cannot read for a new one; so the lock's file remembers that there was a store, and an empty one is then refused.
+//! That the log did not end too early is what the [`witness`](super::witness) knows. A store of an older format is migrated
+//! ([`migrate`]), one of a newer format is refused untouched.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,11 +17,14 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use sled::{Batch, Db};
 
-use super::StoreError;
 use super::record::{self, Name, Table};
+use super::witness::Witness;
+use super::{StoreError, migrate, restore};
 
-/// Format of the store as a whole; the one other than which is refused.
-const FORMAT: u64 = 1;
+/// Format of the store as a whole. Newer ones are refused, older ones migrated.
+///
+/// 1: as first shipped. 2: counts its commits (see [`super::witness`]), and histories may begin later than at 1.
+pub(super) const FORMAT: u64 = 2;
 
 /// What the lock's file holds once the store was made.
 const MADE: &[u8] = b"a store is here\n";
@@ -36,31 +41,77 @@ pub(super) struct Opened {
     pub(super) db: Db,
     /// The file that sled writes to, for making it durable: sled's own flush does not persist the file's size.
     pub(super) data: File,
+    pub(super) witness: Witness,
     pub(super) lock: Flock<File>,
 }
 
 pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
-    make_folder(path)?;
+    make_parent(path)?;
     let mut lock = lock(path)?;
-    remove_unfinished_snapshots(path)?;
-    let was_there = lock.metadata().map_err(|e| StoreError::io("look at its lock", e))?.len() > 0;
+    restore::settle(path)?;
+    make_folder(path)?;
+    let was_there = was_made(&lock)?;
+    let mut db = open_sled(path)?;
+    match check_format(path, &db, was_there)? {
+        Found::Nothing => write_format(&db, FORMAT)?,
+        Found::Format(FORMAT) => migrate::settle(path)?,
+        Found::Format(older) => db = migrate::migrate(path, db, older)?,
+    }
+    let (data, witness) = make_durable(path, &db)?;
+    // Last: what says that there is a store must not be durable before the store is.
+    if !was_there {
+        note_made(&mut lock)?;
+    }
+    Ok(Opened { db, data, witness, lock })
+}
+
+/// Opens a store to be looked at: it is neither made nor migrated. With its format.
+pub(super) fn open_to_look(path: &Path) -> Result<(Db, u64, Flock<File>), StoreError> {
+    make_parent(path)?;
+    let lock = lock(path)?;
+    restore::settle(path)?;
+    if !path.join("db").is_file() {
+        return Err(StoreError::Corrupt { path: path.to_owned(), what: "there is none".to_owned() });
+    }
     let db = open_sled(path)?;
-    check_format(path, &db, was_there)?;
+    match check_format(path, &db, true)? {
+        Found::Format(format) => Ok((db, format, lock)),
+        Found::Nothing => Err(StoreError::Corrupt { path: path.to_owned(), what: "it is empty".to_owned() }),
+    }
+}
+
+/// Makes an opened or newly made database durable with all its files, and counts on from its witness.
+pub(super) fn make_durable(path: &Path, db: &Db) -> Result<(File, Witness), StoreError> {
     let data = File::open(path.join("db")).map_err(|e| StoreError::io("open its data file", e))?;
     data.sync_data().map_err(|e| StoreError::io("make its data file durable", e))?;
+    let witness = Witness::open(path, db, &data)?;
     // Written when the store is made, and not made durable by sled either.
     File::open(path.join("conf")).and_then(|conf| conf.sync_all()).map_err(|e| StoreError::io("make its settings durable", e))?;
     for folder in [Some(path), path.parent()].into_iter().flatten() {
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| StoreError::io("make its folder durable", e))?;
+        sync_folder(folder)?;
     }
-    // Last: what says that there is a store must not be durable before the store is.
-    if !was_there {
-        lock.write_all(MADE).and_then(|()| lock.sync_all()).map_err(|e| StoreError::io("note that it was made", e))?;
-    }
-    Ok(Opened { db, data, lock })
+    Ok((data, witness))
 }
 
-fn make_folder(path: &Path) -> Result<(), StoreError> {
+pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| StoreError::io("make its folder durable", e))
+}
+
+/// Whether the lock's file says that there was a store.
+pub(super) fn was_made(lock: &Flock<File>) -> Result<bool, StoreError> {
+    Ok(lock.metadata().map_err(|e| StoreError::io("look at its lock", e))?.len() > 0)
+}
+
+pub(super) fn note_made(lock: &mut Flock<File>) -> Result<(), StoreError> {
+    lock.write_all(MADE).and_then(|()| lock.sync_all()).map_err(|e| StoreError::io("note that it was made", e))
+}
+
+/// Makes the folder in which the store's folder is.
+pub(super) fn make_parent(path: &Path) -> Result<(), StoreError> {
+    path.parent().map_or(Ok(()), make_folder)
+}
+
+pub(super) fn make_folder(path: &Path) -> Result<(), StoreError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| StoreError::io("make its folder", e))
 }
 
@@ -68,7 +119,7 @@ fn lock_path(path: &Path) -> PathBuf {
     path.with_added_extension("lock")
 }
 
-fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
+pub(super) fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
     let step = "lock its folder";
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(lock_path(path));
     let mut file = file.map_err(|e| StoreError::io(step, e))?;
@@ -97,7 +148,9 @@ fn remove_unfinished_snapshots(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn open_sled(path: &Path) -> Result<Db, StoreError> {
+/// Opens the database in a folder whose lock is held.
+pub(super) fn open_sled(path: &Path) -> Result<Db, StoreError> {
+    remove_unfinished_snapshots(path)?;
     let corrupt = |what: String| StoreError::Corrupt { path: path.to_owned(), what };
     let give_up_at = Instant::now() + LOCK_WAIT;
     loop {
@@ -123,7 +176,13 @@ fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput)
 }
 
-fn check_format(path: &Path, db: &Db, was_there: bool) -> Result<(), StoreError> {
+enum Found {
+    Nothing,
+    /// Known here.
+    Format(u64),
+}
+
+fn check_format(path: &Path, db: &Db, was_there: bool) -> Result<Found, StoreError> {
     let corrupt = |what: &str| StoreError::Corrupt { path: path.to_owned(), what: what.to_owned() };
     let name = Name::new(Table::Meta, &[b"format"]);
     let check = AssertUnwindSafe(|| {
@@ -140,12 +199,12 @@ fn check_format(path: &Path, db: &Db, was_there: bool) -> Result<(), StoreError>
     };
     match found {
         Some(found) => match record::decode::<u64>("format", &found)? {
-            FORMAT => Ok(()),
+            known @ 1..=FORMAT => Ok(Found::Format(known)),
             found if found > FORMAT => Err(StoreError::NewerFormat { path: path.to_owned(), found, known: FORMAT }),
             _ => Err(corrupt("its format record makes no sense")),
         },
         None if is_empty && was_there => Err(corrupt("its records are gone")),
-        None if is_empty => write_format(db, FORMAT),
+        None if is_empty => Ok(Found::Nothing),
         None => Err(corrupt("it holds records but no format")),
     }
 }

@@ -30,7 +30,7 @@ pub(super) const CHUNK_BYTES: usize = 5 * 1024;
 const VALUE_MAX_BYTES: usize = CHUNK_BYTES * (u16::MAX as usize);
 
 /// First byte of each key.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Table {
     Session = b's',
@@ -43,11 +43,33 @@ pub(super) enum Table {
     Sealed = b'x',
     /// Sessions whose removal is not finished.
     Leaving = b'r',
+    /// Where among the kept events of a history the state of a message, a part and the like stands.
+    Place = b'l',
     Meta = b'm',
 }
 
+impl Table {
+    /// The table that keys with this first byte are of.
+    pub(super) fn of(first: u8) -> Option<Self> {
+        const ALL: [Table; 11] = [
+            Table::Session,
+            Table::Event,
+            Table::Cursor,
+            Table::MessageUsage,
+            Table::DayUsage,
+            Table::Key,
+            Table::Rule,
+            Table::Sealed,
+            Table::Leaving,
+            Table::Place,
+            Table::Meta,
+        ];
+        ALL.into_iter().find(|table| *table as u8 == first)
+    }
+}
+
 /// A record's name: table and key without the chunk number.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name(Vec<u8>);
 
 impl Name {
@@ -64,6 +86,15 @@ impl Name {
 
     pub(super) fn event(session: &SessionId, seq: u64) -> Self {
         Self::new(Table::Event, &[session.as_str().as_bytes(), &seq.to_be_bytes()])
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The name of which `rest` follows this one.
+    pub(super) fn followed_by(&self, rest: &[u8]) -> Self {
+        Self([&self.0[..], rest].concat())
     }
 
     fn chunk(&self, number: u16) -> Vec<u8> {
@@ -89,7 +120,7 @@ pub(super) fn digest(texts: &[&str]) -> [u8; 32] {
 }
 
 /// Number of chunks of a value of `bytes`.
-fn chunks(bytes: usize) -> u16 {
+pub(super) fn chunks(bytes: usize) -> u16 {
     u16::try_from((bytes + HEADER_BYTES).div_ceil(CHUNK_BYTES)).unwrap_or(u16::MAX)
 }
 
@@ -128,7 +159,8 @@ fn stored_chunks(db: &Db, name: &Name) -> Result<u16, StoreError> {
     head.map_or(Ok(0), |head| header(&head).map(|(length, _)| chunks(length)))
 }
 
-fn header(chunk: &[u8]) -> Result<(usize, &[u8]), StoreError> {
+/// The length of a value, and what of it is in its first chunk.
+pub(super) fn header(chunk: &[u8]) -> Result<(usize, &[u8]), StoreError> {
     let bad = |what: &str| StoreError::BadRecord { what: what.to_owned() };
     let (version, rest) = chunk.split_first().ok_or_else(|| bad("record (empty)"))?;
     if *version != VERSION {
