@@ -1,6 +1,6 @@
 //! Positions in a session's history.
 //!
-//! A session's events are numbered densely from 1. A cursor is the number of the last event its reader has seen (0: none), so the
+//! A session's events are numbered densely from 1; of those up to a floor only some are kept in a long history. A cursor is the number of the last event its reader has seen (0: none), so the
 //! next event to deliver is always `cursor + 1`, and a reader that comes back resumes with no loss and no duplicate.
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,14 @@ pub enum Advance {
 }
 
 impl Cursor {
+    /// Takes the event numbered `seq` of a history into account that is dense only above `floor`.
+    pub fn advance_above(&mut self, floor: u64, seq: u64) -> Advance {
+        if self.0 < seq {
+            self.0 = self.0.max(floor.min(seq - 1));
+        }
+        self.advance(seq)
+    }
+
     /// Takes the event numbered `seq` into account.
     pub fn advance(&mut self, seq: u64) -> Advance {
         if seq <= self.0 {
@@ -52,6 +60,15 @@ mod tests {
         assert_eq!(cursor.advance(7), Advance::Gap { first: 5, last: 6 });
         assert_eq!(cursor.advance(5), Advance::Next);
         assert_eq!(cursor, Cursor(5));
+    }
+
+    #[test]
+    fn up_to_the_floor_numbers_may_be_missing() {
+        let mut cursor = Cursor::default();
+        let taken = [3, 7, 7, 5, 11, 12, 14].map(|seq| cursor.advance_above(10, seq));
+        let gap = Advance::Gap { first: 13, last: 13 };
+        assert_eq!(taken, [Advance::Next, Advance::Next, Advance::Duplicate, Advance::Duplicate, Advance::Next, Advance::Next, gap]);
+        assert_eq!(cursor, Cursor(12));
     }
 
     proptest! {

@@ -26,9 +26,9 @@ use openagent_core::time::Timestamp;
 use openagent_core::usage::Usage;
 use tokio::sync::watch;
 
-use crate::store::{NewEvent, Page, SessionCursor, Store, StoreError, encode_event};
+use crate::store::{NewEvent, Page, Read, SessionCursor, Store, StoreError, encode_event};
 use live::Live;
-pub use reader::{EventReader, Item};
+pub use reader::{EventReader, Item, Snapshot};
 use recent::Recent;
 
 /// What a reader takes from the store at once.
@@ -174,8 +174,9 @@ impl EventLog {
         let cursor = self.0.store.cursor(session).await?;
         let mut live = Live::at(cursor.last_seq);
         for open in cursor.open_parts.values() {
-            for (event, _) in self.0.store.events(session, open.seq - 1, open.seq, PAGE).await? {
-                live.record(&event);
+            // Parts that are being written are above the floor; one that is no longer has no letters either.
+            if let Read::Events { events, .. } = self.0.store.events(session, open.seq - 1, open.seq, PAGE, None).await? {
+                events.iter().for_each(|(event, _)| live.record(event));
             }
         }
         live.recorded_to(cursor.last_seq);

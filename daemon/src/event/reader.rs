@@ -1,7 +1,12 @@
 //! A reader of one session's history: a cursor, a page, and what it has had of the open parts.
+//!
+//! A cursor at or above the floor gets what follows it, each event once. One below it is given a [`Snapshot`]: everything that is kept, from the
+//! beginning, then what follows the floor. A compaction that overtakes a reader makes it begin such a snapshot; so does one that changes the
+//! kept events while a reader is among them. A reader waits for the end of a compaction that runs, so each run costs it one snapshot at most.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use openagent_core::event::{Event, PartDelta};
 use openagent_core::id::SessionId;
@@ -9,7 +14,10 @@ use tokio::sync::watch;
 
 use super::live::Had;
 use super::{History, LogInfo, PAGE, locked};
-use crate::store::{Store, StoreError};
+use crate::store::{Floor, Read, Store, StoreError};
+
+/// How long a compaction that runs is waited for before what it has left so far is read.
+const COMPACTION_WAIT: Duration = Duration::from_secs(2);
 
 /// What a reader gets.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,10 +26,24 @@ pub enum Item {
     Event(Arc<Event>),
     /// Letters of an unfinished part; offset 0 restarts its text.
     Delta(PartDelta),
+    /// The reader begins anew: what it had is replaced by what follows. Of the events up to the floor some are kept, in order but not dense, each
+    /// with the latest state of what it tells about; then events are dense.
+    Snapshot(Snapshot),
     /// Everything that was recorded when the subscription began has been delivered; its last number. Comes once.
     CaughtUp(u64),
     /// The session was removed; nothing else will come.
     Removed,
+}
+
+/// What is left of the older part of a history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Number of the last event of that part.
+    pub floor: u64,
+    /// How many of its events are kept.
+    pub kept: u64,
+    /// How many are not.
+    pub dropped: u64,
 }
 
 /// Reads a session's history from a cursor on, and follows it.
@@ -36,6 +58,10 @@ pub struct EventReader {
     /// What is still to be reached before it has caught up.
     target: Option<u64>,
     page: VecDeque<Arc<Event>>,
+    /// Where the reader is once the page is used up.
+    through: u64,
+    /// The compacted part, while the reader is in it.
+    below: Option<Floor>,
     had: Had,
 }
 
@@ -57,6 +83,8 @@ impl EventReader {
             cursor: after,
             target: Some(last),
             page: VecDeque::new(),
+            through: after,
+            below: None,
             had: Had::default(),
         })
     }
@@ -78,10 +106,16 @@ impl EventReader {
                 return Ok(Item::CaughtUp(target));
             }
             if self.page.is_empty() && self.cursor < info.last_seq {
-                self.page = self.fetch(info.last_seq).await?;
+                if let Some(snapshot) = self.fetch(info.last_seq).await? {
+                    return Ok(Item::Snapshot(snapshot));
+                }
+                if self.page.is_empty() {
+                    self.cursor = self.through;
+                    continue;
+                }
             }
             if let Some(event) = self.page.pop_front() {
-                self.cursor = event.seq;
+                self.cursor = if self.page.is_empty() { self.through } else { event.seq };
                 if self.letters.is_some() {
                     locked(&self.history.live).delivered(&event, &mut self.had);
                 }
@@ -103,15 +137,41 @@ impl EventReader {
         }
     }
 
-    async fn fetch(&self, upto: u64) -> Result<VecDeque<Arc<Event>>, StoreError> {
-        if let Some(page) = locked(&self.history.recent).page(self.cursor, PAGE) {
-            return Ok(page);
+    /// Gets the next page, or begins a snapshot.
+    async fn fetch(&mut self, upto: u64) -> Result<Option<Snapshot>, StoreError> {
+        if self.below.is_none()
+            && let Some(page) = locked(&self.history.recent).page(self.cursor, PAGE)
+        {
+            self.through = page.back().map_or(self.cursor, |event| event.seq);
+            self.page = page;
+            return Ok(None);
         }
-        let page = self.store.events(&self.session, self.cursor, upto, PAGE).await?;
-        if page.is_empty() && self.recorded.borrow().is_some() {
-            return Err(StoreError::BadRecord { what: format!("history of session {} (its end is missing)", self.session) });
-        }
-        Ok(page.into_iter().map(|(event, _)| event).collect())
+        let mut compacting = self.store.compacting();
+        let mut has_waited = false;
+        let floor = loop {
+            match self.store.events(&self.session, self.cursor, upto, PAGE, self.below).await? {
+                Read::Events { events, through } => {
+                    if through == self.cursor && self.recorded.borrow().is_some() {
+                        return Err(StoreError::BadRecord { what: format!("history of session {} (its end is missing)", self.session) });
+                    }
+                    self.page = events.into_iter().map(|(event, _)| event).collect();
+                    self.through = through;
+                    self.below.take_if(|floor| through >= floor.seq);
+                    return Ok(None);
+                }
+                Read::Compacted(floor) if has_waited => break floor,
+                Read::Compacted(_) => {
+                    has_waited = true;
+                    // Its end or the time's: in both cases what is there now is read.
+                    let _ = tokio::time::timeout(COMPACTION_WAIT, compacting.wait_for(|running| !running.contains(&self.session))).await;
+                }
+            }
+        };
+        (self.cursor, self.through) = (0, 0);
+        self.below = Some(floor);
+        self.target = self.target.map(|target| target.max(floor.seq));
+        self.had = Had::default();
+        Ok(Some(Snapshot { floor: floor.seq, kept: floor.kept, dropped: floor.seq.saturating_sub(floor.kept) }))
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::join_all;
-use openagent_core::event::{Part, PartBody, TurnOutcome};
+use openagent_core::config::HistoryConfig;
+use openagent_core::event::{Busy, Part, PartBody, TurnOutcome};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -182,6 +183,126 @@ async fn a_recorded_state_in_between_is_continued_and_so_is_one_from_before_a_re
     assert_eq!(next(&mut reader).await, Item::Delta(letters("p", 0, "abcxyz")));
 }
 
+async fn compacting(compact_after: u64) -> (TempDir, Store, EventLog) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("db")).await.unwrap();
+    store.put_session(&record(ONE)).await.unwrap();
+    store.bound_histories(HistoryConfig { compact_after, max_bytes: u64::MAX / 4 }).await.unwrap();
+    (folder, store.clone(), EventLog::new(store))
+}
+
+/// Waits until the history is within its bounds; answers its floor.
+async fn floor(store: &Store) -> u64 {
+    let mut running = store.compacting();
+    let rests = running.wait_for(std::collections::BTreeSet::is_empty);
+    tokio::time::timeout(Duration::from_secs(60), rests).await.expect("compaction ends").unwrap();
+    store.cursor(&one()).await.unwrap().floor
+}
+
+/// `count` turns, each of which says anew what the part `p` holds, and a note.
+fn turns(count: usize, size: usize) -> Vec<(Timestamp, EventKind)> {
+    let turn = |n: usize| {
+        let text = text_part("p", &format!("{n}{}", "x".repeat(size)), true);
+        [EventKind::Busy { busy: Busy::Working }, text.1, EventKind::TurnEnded { outcome: TurnOutcome::Completed }].map(|kind| (AT, kind))
+    };
+    (0..count).flat_map(turn).chain([note("end")]).collect()
+}
+
+/// What a client holds that takes items as they come: the text of the part, and the numbers of the notes.
+#[derive(Debug, Default, PartialEq)]
+struct Client {
+    text: String,
+    notes: Vec<u64>,
+    last: u64,
+    floor: u64,
+    snapshots: usize,
+}
+
+impl Client {
+    fn take(&mut self, item: Item) {
+        match item {
+            Item::Event(event) => {
+                let is_next = event.seq > self.last && (event.seq <= self.floor || event.seq == self.last.max(self.floor) + 1);
+                assert!(is_next, "{} after {} with the floor at {}", event.seq, self.last, self.floor);
+                self.last = event.seq;
+                match &event.kind {
+                    EventKind::Part { part } => {
+                        let PartBody::Text { text, .. } = &part.body else { panic!("{part:?}") };
+                        self.text = text[..text.find('x').unwrap_or(text.len())].to_owned();
+                    }
+                    EventKind::Gap { .. } => self.notes.push(event.seq),
+                    _ => {}
+                }
+            }
+            Item::Snapshot(snapshot) => {
+                assert!(snapshot.floor >= self.floor && snapshot.kept + snapshot.dropped == snapshot.floor);
+                *self = Self { floor: snapshot.floor, snapshots: self.snapshots + 1, ..Self::default() };
+            }
+            Item::Delta(_) | Item::CaughtUp(_) => {}
+            Item::Removed => panic!("it was removed"),
+        }
+    }
+
+    async fn read_to(&mut self, reader: &mut EventReader, last: u64) {
+        while self.last < last {
+            self.take(next(reader).await);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_from_below_the_floor_gets_what_is_kept_and_one_from_the_floor_gets_all() {
+    let (_folder, store, log) = compacting(20).await;
+    let last = log.append(&one(), turns(30, 10), None).await.unwrap();
+    let floor = floor(&store).await;
+    assert!(floor > 60, "{floor}");
+    let mut below = log.subscribe(&one(), floor - 1, false).await.unwrap();
+    let items = ready(&mut below, |item| matches!(item, Item::CaughtUp(_))).await;
+    let Item::Snapshot(snapshot) = items[0] else { panic!("{items:?}") };
+    assert_eq!((snapshot.floor, snapshot.kept + snapshot.dropped), (floor, floor));
+    let kept = seqs(&items).iter().filter(|seq| **seq <= floor).count() as u64;
+    assert!(kept == snapshot.kept && kept < floor / 2, "{kept} of {floor}: {snapshot:?}");
+    let mut client = Client::default();
+    items.into_iter().for_each(|item| client.take(item));
+    assert_eq!((client.text.as_str(), client.last, client.snapshots), ("29", last, 1));
+    let mut above = log.subscribe(&one(), floor, false).await.unwrap();
+    let items = ready(&mut above, |item| matches!(item, Item::CaughtUp(_))).await;
+    assert!(matches!(items[0], Item::Event(_)));
+    assert_eq!(seqs(&items), (floor + 1..=last).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_reader_that_keeps_up_is_not_disturbed_by_a_compaction() {
+    let (_folder, store, log) = compacting(20).await;
+    let mut reader = log.subscribe(&one(), 0, false).await.unwrap();
+    let mut client = Client::default();
+    for _ in 0..40 {
+        let last = log.append(&one(), turns(3, 10), None).await.unwrap();
+        client.read_to(&mut reader, last).await;
+    }
+    assert!(floor(&store).await > 300);
+    assert_eq!((client.snapshots, client.notes.len()), (0, 40));
+}
+
+#[tokio::test]
+async fn a_slow_reader_that_is_overtaken_begins_a_snapshot_and_misses_nothing() {
+    let (_folder, store, log) = compacting(40).await;
+    let mut slow = log.subscribe(&one(), 0, false).await.unwrap();
+    let mut client = Client::default();
+    log.append(&one(), turns(5, 10), None).await.unwrap();
+    client.take(next(&mut slow).await);
+    client.take(next(&mut slow).await);
+    // More than is kept in memory for readers.
+    let mut last = 0;
+    for _ in 0..60 {
+        last = log.append(&one(), turns(5, 40_000), None).await.unwrap();
+    }
+    let floor = floor(&store).await;
+    client.read_to(&mut slow, last).await;
+    assert_eq!((client.snapshots, client.floor, client.text.as_str()), (1, floor, "4"));
+    assert_eq!(client.notes.len(), 61, "what tells the conversation is kept");
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     Append(u8),
@@ -254,6 +375,45 @@ proptest! {
                     }
                 }
             }
+        });
+    }
+
+    #[test]
+    fn whatever_is_compacted_meanwhile_every_reader_ends_up_with_the_same(acts in proptest::collection::vec(act(), 1..60)) {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(async {
+            let (_folder, _store, log) = compacting(12).await;
+            let mut last = log.append(&one(), turns(1, 10), None).await.unwrap();
+            let (mut notes, mut readers) = (1, vec![]);
+            for act in acts {
+                match act {
+                    Act::Append(count) => {
+                        last = log.append(&one(), turns(usize::from(count) / 4 + 1, 100_000), None).await.unwrap();
+                        notes += 1;
+                    }
+                    Act::Subscribe(_) => readers.push((log.subscribe(&one(), 0, false).await.unwrap(), Client::default())),
+                    Act::Drop => drop(readers.pop()),
+                    Act::Letters => drop(log.info(&one()).await.unwrap()),
+                    Act::Read(count) => {
+                        for (reader, client) in &mut readers {
+                            for _ in 0..count {
+                                if client.last < last {
+                                    client.take(next(reader).await);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            let newest = {
+                let mut client = Client::default();
+                client.read_to(&mut log.subscribe(&one(), 0, false).await.unwrap(), last).await;
+                (client.text, client.notes.len())
+            };
+            for (mut reader, mut client) in readers {
+                client.read_to(&mut reader, last).await;
+                assert_eq!((client.text, client.notes.len()), newest);
+            }
+            assert_eq!(newest.1, notes);
         });
     }
 }

@@ -44,6 +44,8 @@ pub(super) fn append(
         cursor.last_seq += 1;
         cursor.updated_at = Some(event.at);
         cursor.follow_parts(cursor.last_seq, &event.kind);
+        cursor.follow_turn(cursor.last_seq, &event.kind);
+        cursor.extent.tail_bytes += event.stored.len() as u64;
         record::put_new(&mut batch, &Name::event(session, cursor.last_seq), &event.stored)?;
         if let EventKind::Usage { message, provider, model, usage } = &event.kind {
             accounts.report(ledger, session, &mut cursor, event.at, message, provider, model, *usage)?;
@@ -51,6 +53,7 @@ pub(super) fn append(
     }
     accounts.write(ledger, session, &mut batch)?;
     ledger.apply_with_cursor(session, cursor.clone(), batch)?;
+    ledger.compaction.look_at(session, &cursor);
     Ok(cursor)
 }
 

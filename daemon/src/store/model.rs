@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use openagent_core::event::{EventKind, PartBody};
+use openagent_core::event::{Busy, EventKind, PartBody};
 use openagent_core::id::{MessageId, PartId};
 use openagent_core::instance::Instance;
 use openagent_core::session::lifecycle::Lifecycle;
@@ -29,11 +29,17 @@ pub struct SessionRecord {
     pub keys_version: u64,
 }
 
-/// Where a session's history ends, and its sums. Written in the same batch as the events that move it.
+/// Where a session's history begins and ends, and its sums. Written in the same batch as the events that move it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SessionCursor {
     /// Number of its last event.
     pub last_seq: u64,
+    /// Up to here the history is compacted and sparse; above it is dense. 0: nothing was compacted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub floor: u64,
+    /// How many events are kept at or below the floor.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub kept: u64,
     /// The sidecar's number for the last of its events that is stored.
     pub journal_seq: u64,
     /// When its last event happened.
@@ -44,6 +50,61 @@ pub struct SessionCursor {
     /// Parts that are still being written.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) open_parts: BTreeMap<PartId, OpenPart>,
+    /// Number of the event with which the turn that runs began; 0: none runs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) turn: u64,
+    /// What it takes, and how far its compaction is.
+    #[serde(default, skip_serializing_if = "Extent::is_empty")]
+    pub(super) extent: Extent,
+}
+
+/// What a history takes, and how far its compaction is; so that nothing has to be read to decide what is due.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Extent {
+    /// Stored bytes of the events at or below the floor.
+    pub(super) kept_bytes: u64,
+    /// Stored bytes of the events above the floor, as far as they were counted.
+    pub(super) tail_bytes: u64,
+    /// Whether the floor is within a turn.
+    pub(super) in_turn: bool,
+    /// The last event at or below the floor that is in no turn: what belongs together does not reach beyond it.
+    pub(super) settled: u64,
+    /// Up to here the history was trimmed: of messages nothing is left.
+    pub(super) trimmed: u64,
+    /// The event that says so; 0: none.
+    pub(super) gap: u64,
+}
+
+impl Extent {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
+const fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+/// What an event means for the turn that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TurnEffect {
+    Begins,
+    Ends,
+    None,
+}
+
+impl TurnEffect {
+    pub(super) const fn of(event: &EventKind) -> Self {
+        match event {
+            EventKind::Busy { busy: Busy::Working | Busy::Retrying { .. } } => Self::Begins,
+            EventKind::TurnEnded { .. }
+            | EventKind::Busy { busy: Busy::Rest }
+            | EventKind::Session { status: Status::Stopped | Status::Error, .. } => Self::Ends,
+            _ => Self::None,
+        }
+    }
 }
 
 /// A part that is still being written.
@@ -83,6 +144,15 @@ impl<'a> PartEffect<'a> {
 }
 
 impl SessionCursor {
+    /// Follows whether a turn runs, as the event numbered `seq` says.
+    pub(super) const fn follow_turn(&mut self, seq: u64, event: &EventKind) {
+        match TurnEffect::of(event) {
+            TurnEffect::Begins if self.turn == 0 => self.turn = seq,
+            TurnEffect::Ends => self.turn = 0,
+            TurnEffect::Begins | TurnEffect::None => {}
+        }
+    }
+
     /// Follows which parts are being written, as the event numbered `seq` says.
     pub(super) fn follow_parts(&mut self, seq: u64, event: &EventKind) {
         match PartEffect::of(event) {

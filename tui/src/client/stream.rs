@@ -126,6 +126,23 @@ impl ExportStream {
     }
 }
 
+/// A copy of the daemon's store, in pieces.
+#[derive(Debug)]
+pub struct BackupStream {
+    answers: Streaming<v1::BackupStoreResponse>,
+}
+
+impl BackupStream {
+    pub(super) const fn new(answers: Streaming<v1::BackupStoreResponse>) -> Self {
+        Self { answers }
+    }
+
+    /// The next bytes; `None` when the copy is whole.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
+        Ok(self.answers.message().await?.map(|answer| answer.chunk))
+    }
+}
+
 /// Something that an attached terminal delivers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TerminalItem {
