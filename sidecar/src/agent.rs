@@ -1,14 +1,17 @@
 //! The agent: one handle on one actor that owns OpenCode's server process, its event stream and what is known of the conversation.
 //!
-//! Commands go to the actor over a bounded channel. Those that ask OpenCode something run beside it, so that a slow answer never holds the events up;
+//! Commands go to the actor over a bounded channel, and none waits for a start: that is a job beside it. Those that ask OpenCode something run beside it, so that a slow answer never holds the events up;
 //! what they change in the actor's view (a prompt that was refused, an answer that came too late) comes back as a notice.
 //!
 //! ```text
 //!            start                    ready
 //! Down ───────────────► Starting ───────────────► Up
-//!  ▲  ▲                     │ fails                │ exits by itself
-//!  │  └─────────────────────┘                      ▼
-//!  └── given up after 5 exits in 2 minutes ── Backing off ──► Starting
+//!  ▲  ▲                  │  ▲  │ fails             │ exits by itself, or no longer answers
+//!  │  └──────────────────┼──┼──┘                   ▼
+//!  │          warm start │  │ start           Backing off ──► Starting
+//!  │                     ▼  │                     │
+//!  │                     Warm                     │
+//!  └── given up after 5 exits in 2 minutes ───────┘
 //! ```
 
 mod actor;
@@ -66,7 +69,8 @@ impl Agent {
     }
 
     /// Starts the agent unless it runs, and returns once it accepts prompts. One that runs is started anew only if it rests and its providers or its
-    /// permission mode have changed.
+    /// permission mode have changed. A warm start returns once the agent has its slow first prompt behind it; it accepts none until another start
+    /// takes it over.
     ///
     /// # Errors
     /// `AGENT_UNAVAILABLE` when its program is missing or another one than expected, `INVALID_REQUEST` when the settings do not fit together,

@@ -3,6 +3,7 @@
 //! An HTTP/1.1 server on loopback. The agent holds a dummy key that is drawn anew at every start and is worth nothing elsewhere; the proxy checks it,
 //! takes the caller's authentication off, lets through only the calls that a model needs, and sends them by their provider's route: to the daemon,
 //! which adds the key; or to the provider itself, with the key added here; or to the scripted [`demo`]. Nothing is buffered in either direction.
+//! In a rehearsal, while no session is at work yet, every call is answered here, with one word.
 //!
 //! Invariant: no answer, error or log line holds a key, a prompt or an answer of a model beyond the stream that it belongs to.
 
@@ -10,6 +11,7 @@ mod answer;
 pub mod demo;
 mod direct;
 mod header;
+mod rehearsal;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -68,6 +70,7 @@ struct Access {
     /// Empty before the first configuration: nothing matches.
     key: String,
     providers: BTreeMap<String, AgentProvider>,
+    rehearsing: bool,
 }
 
 impl ModelProxy {
@@ -96,8 +99,13 @@ impl ModelProxy {
     pub fn configure(&self, providers: &[AgentProvider]) -> Endpoint {
         let key = hex::encode(random::<24>());
         let providers = providers.iter().map(|provider| (provider.id.clone(), provider.clone())).collect();
-        *self.0.access.write().unwrap_or_else(PoisonError::into_inner) = Access { key: key.clone(), providers };
+        *self.0.access.write().unwrap_or_else(PoisonError::into_inner) = Access { key: key.clone(), providers, rehearsing: false };
         Endpoint { base_url: format!("http://{}", self.0.address), key }
+    }
+
+    /// Whether calls are answered here from now on, whatever their provider. [`configure`](Self::configure) ends a rehearsal.
+    pub fn rehearse(&self, rehearsing: bool) {
+        self.0.access.write().unwrap_or_else(PoisonError::into_inner).rehearsing = rehearsing;
     }
 
     /// How many calls were let through.
@@ -138,6 +146,7 @@ impl ModelProxy {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<ProxyBody> {
         match self.admit(&request) {
+            Ok(call) if call.rehearsed => rehearsal::answer(call.path, Limited::new(request.into_body(), BODY_MAX_BYTES)).await,
             Ok(call) => {
                 self.0.calls.fetch_add(1, Ordering::Relaxed);
                 self.send(call, request).await
@@ -158,7 +167,7 @@ impl ModelProxy {
             let provider = access.providers.get(provider)?;
             let kind = kind(provider)?;
             let path = kind.allowed_paths().iter().copied().find(|allowed| *allowed == path)?;
-            Some(Call { provider: provider.clone(), kind, path })
+            Some(Call { provider: provider.clone(), kind, path, rehearsed: access.rehearsing })
         });
         let Some(call) = found else {
             return Err(Box::new(refusal(StatusCode::NOT_FOUND, "the agent may not make this call of a provider")));
@@ -174,7 +183,7 @@ impl ModelProxy {
     }
 
     async fn send(&self, call: Call, request: Request<Incoming>) -> Response<ProxyBody> {
-        let Call { provider, kind, path } = call;
+        let Call { provider, kind, path, .. } = call;
         let (mut head, body) = request.into_parts();
         header::strip_request(&mut head.headers);
         let path = head.uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
@@ -211,6 +220,7 @@ struct Call {
     provider: AgentProvider,
     kind: ProviderKind,
     path: &'static str,
+    rehearsed: bool,
 }
 
 const fn route_name(route: Route) -> &'static str {

@@ -1,6 +1,7 @@
 //! The agent's actor: the only owner of OpenCode's process, its feed and the translator.
 
 mod reply;
+mod rise;
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -16,11 +17,11 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use self::rise::{Missed, Rise, Risen, Warm};
 use super::Condition;
 use super::opencode::client::Client;
-use super::opencode::config::config;
-use super::opencode::feed::{self, Feed};
-use super::opencode::process::{self, ProcessError, Server};
+use super::opencode::feed::Feed;
+use super::opencode::process::{ProcessError, Server};
 use super::opencode::translate::{Output, Translator};
 use crate::control::ApiError;
 use crate::journal::Journal;
@@ -43,14 +44,8 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 const EXITS_MAX: usize = 5;
 const EXITS_WINDOW: Duration = Duration::from_secs(120);
 
-/// Time for the event stream after the server is ready.
-const FEED_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Time for the last events of a turn that a shutdown has ended.
 const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The major version whose events and calls are known.
-const MAJOR: &str = "1";
 
 type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 
@@ -82,6 +77,38 @@ struct Up {
     version: String,
     events: mpsc::Receiver<Feed>,
     feed: Task<()>,
+    /// What may have been missed is being read; events wait until it is known.
+    reading: Option<Job<Box<Missed>>>,
+}
+
+/// Work beside the actor. Dropped, it is given up.
+struct Job<T>(Task<T>);
+
+impl<T> Drop for Job<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A start that is under way.
+struct Rising {
+    start: StartAgent,
+    job: Job<Result<Risen, ApiError>>,
+    /// Those who wait for it; none when it was not asked for but is due.
+    replies: Vec<Reply<AgentStarted>>,
+    /// Given meanwhile.
+    title: Option<String>,
+    /// The process had ended by itself before.
+    again: bool,
+}
+
+/// The agent's server.
+enum Phase {
+    Down,
+    Rising(Box<Rising>),
+    /// It works for no session yet.
+    Warm(Box<Warm>),
+    Up(Box<Up>),
 }
 
 pub(super) struct Actor {
@@ -91,7 +118,7 @@ pub(super) struct Actor {
     condition: watch::Sender<Condition>,
     tasks: Tasks,
     translator: Translator,
-    up: Option<Up>,
+    phase: Phase,
     /// What was asked for last; the agent is kept running as long as there is one.
     wanted: Option<StartAgent>,
     exits: Vec<Instant>,
@@ -108,6 +135,8 @@ enum Input {
     Notice(Option<Notice>),
     Event(Option<Feed>),
     Exited(i32),
+    Risen(Option<Result<Risen, ApiError>>),
+    Missed(Option<Box<Missed>>),
     Restart,
     Tick,
 }
@@ -129,7 +158,7 @@ impl Actor {
             models,
             condition,
             tasks,
-            up: None,
+            phase: Phase::Down,
             wanted: None,
             exits: Vec::new(),
             restart_at: None,
@@ -152,6 +181,11 @@ impl Actor {
                 // The feed's task has panicked; its stream is gone for good.
                 Input::Event(None) => self.exited(-1).await,
                 Input::Exited(code) => self.exited(code).await,
+                Input::Risen(risen) => {
+                    let lost = || Err(ApiError::new(ErrorCode::Internal, "the start of the agent was lost"));
+                    self.risen(risen.unwrap_or_else(lost)).await;
+                }
+                Input::Missed(missed) => self.missed(missed).await,
                 Input::Restart => self.restart().await,
                 Input::Tick => self.tick().await,
             }
@@ -160,16 +194,29 @@ impl Actor {
 
     /// Chooses; only receives and timers, so it may be dropped at any point.
     async fn next(&mut self, commands: &mut mpsc::Receiver<Command>) -> Input {
-        let tick = self.translator.next_tick().map(|at| Instant::now() + Duration::from_millis(at.millis_since(now())));
-        let exited_or_event = async {
-            match &mut self.up {
-                // Events first: what was said before the end belongs before it.
-                Some(up) => tokio::select! {
-                    biased;
-                    feed = up.events.recv() => Input::Event(feed),
-                    status = up.server.child.wait() => Input::Exited(status.map_or(-1, exit_code)),
-                },
-                None => std::future::pending().await,
+        let reading = matches!(&self.phase, Phase::Up(up) if up.reading.is_some());
+        let tick =
+            self.translator.next_tick().filter(|_| !reading).map(|at| Instant::now() + Duration::from_millis(at.millis_since(now())));
+        let server = async {
+            match &mut self.phase {
+                Phase::Up(up) => {
+                    let Up { server, events, reading, .. } = &mut **up;
+                    // Events first: what was said before the end belongs before it. None while the one before them is being read.
+                    let told = async {
+                        match reading {
+                            Some(job) => Input::Missed((&mut job.0).await),
+                            None => Input::Event(events.recv().await),
+                        }
+                    };
+                    tokio::select! {
+                        biased;
+                        input = told => input,
+                        status = server.child.wait() => Input::Exited(status.map_or(-1, exit_code)),
+                    }
+                }
+                Phase::Warm(warm) => Input::Exited(warm.server.child.wait().await.map_or(-1, exit_code)),
+                Phase::Rising(rising) => Input::Risen((&mut rising.job.0).await),
+                Phase::Down => std::future::pending().await,
             }
         };
         let at = |at: Option<Instant>| async move {
@@ -181,7 +228,7 @@ impl Actor {
         tokio::select! {
             command = commands.recv() => Input::Command(command),
             notice = self.noticed.recv() => Input::Notice(notice),
-            input = exited_or_event => input,
+            input = server => input,
             () = at(self.restart_at) => Input::Restart,
             () = at(tick) => Input::Tick,
         }
@@ -189,11 +236,7 @@ impl Actor {
 
     async fn command(&mut self, command: Command) {
         match command {
-            Command::Start { start, reply } => {
-                let started = self.start(*start).await;
-                // Whoever asked may have gone; the agent runs all the same.
-                let _ = reply.send(started);
-            }
+            Command::Start { start, reply } => self.start(*start, reply).await,
             Command::Prompt { prompt, reply } => self.prompt(prompt, reply),
             Command::Abort { reply } => self.abort(reply),
             Command::AnswerPermission { request, reply } => self.answer_permission(request, reply),
@@ -202,7 +245,7 @@ impl Actor {
             Command::Shutdown { grace, reply } => {
                 self.wanted = None;
                 self.restart_at = None;
-                self.shut_down(grace).await;
+                self.shut_down(grace, "it is shut down").await;
                 self.step("it was shut down");
                 let _ = reply.send(Ok(()));
             }
@@ -221,119 +264,143 @@ impl Actor {
         }
     }
 
-    async fn start(&mut self, start: StartAgent) -> Result<AgentStarted, ApiError> {
+    async fn start(&mut self, start: StartAgent, reply: Reply<AgentStarted>) {
         let same = self
             .wanted
             .as_ref()
             .is_some_and(|wanted| wanted.providers == start.providers && wanted.permission_mode == start.permission_mode);
-        if let Some(up) = &self.up
-            && (same || self.translator.in_turn())
-        {
-            let version = up.version.clone();
-            if same {
-                self.wanted = Some(start);
+        match &mut self.phase {
+            Phase::Up(up) if same || self.translator.in_turn() => {
+                let version = up.version.clone();
+                if same {
+                    self.wanted = Some(StartAgent { warm: false, ..start });
+                }
+                return drop(reply.send(Ok(AgentStarted { version })));
             }
-            return Ok(AgentStarted { version });
+            Phase::Warm(warm) if start.warm && self.wanted.as_ref() == Some(&start) => {
+                return drop(reply.send(Ok(AgentStarted { version: warm.version.clone() })));
+            }
+            Phase::Rising(rising) if rising.start == start => return rising.replies.push(reply),
+            Phase::Up(_) | Phase::Warm(_) | Phase::Rising(_) | Phase::Down => {}
         }
-        self.shut_down(LAST_EVENTS_TIMEOUT).await;
+        let warm = match std::mem::replace(&mut self.phase, Phase::Down) {
+            Phase::Warm(warm) => Some(warm),
+            other => {
+                self.phase = other;
+                self.shut_down(LAST_EVENTS_TIMEOUT, "another start took its place").await;
+                None
+            }
+        };
         self.exits.clear();
         self.restart_at = None;
+        self.rise(start, warm, vec![reply], false);
+    }
+
+    /// From nothing, or from a warm server, to one that accepts prompts; beside the actor.
+    fn rise(&mut self, start: StartAgent, warm: Option<Box<Warm>>, replies: Vec<Reply<AgentStarted>>, again: bool) {
         if let Some(title) = &start.title {
             self.translator.titled(title);
         }
-        let version = self.come_up(&start).await.inspect_err(|_| self.step("it could not be started"))?;
-        self.wanted = Some(start);
-        Ok(AgentStarted { version })
+        let rise = Rise {
+            settings: Arc::clone(&self.settings),
+            models: self.models.clone(),
+            condition: self.condition.clone(),
+            tasks: self.tasks.clone(),
+            start: start.clone(),
+            known: self.translator.sequences().clone(),
+        };
+        let job = Job(self.tasks.spawn("agent start", rise.run(warm)));
+        self.phase = Phase::Rising(Box::new(Rising { start, job, replies, title: None, again }));
     }
 
-    /// From nothing to a server that accepts prompts.
-    async fn come_up(&mut self, start: &StartAgent) -> Result<String, ApiError> {
-        let endpoint = self.models.configure(&start.providers);
-        let config = config(start, &self.settings.workspace, &endpoint)
-            .map_err(|error| ApiError::new(ErrorCode::InvalidRequest, error.to_string()))?;
-        self.step("the workspace is made ready");
-        process::prepare(&self.settings).await.map_err(process_error)?;
-        self.step("OpenCode is starting");
-        let server = process::start(&self.settings, &config, &self.tasks).await.map_err(process_error)?;
-        self.condition.send_modify(|condition| condition.running = true);
-        let up = match self.meet(server, start).await {
-            Ok(up) => up,
+    async fn risen(&mut self, risen: Result<Risen, ApiError>) {
+        let Phase::Rising(rising) = std::mem::replace(&mut self.phase, Phase::Down) else { return };
+        let Rising { start, replies, title, again, .. } = *rising;
+        let started = match risen {
+            Ok(Risen::Warm(warm)) => {
+                let version = warm.version.clone();
+                self.phase = Phase::Warm(warm);
+                self.step("no session is at work yet");
+                Ok(version)
+            }
+            Ok(Risen::Up(up, missed)) => {
+                let version = up.version.clone();
+                self.phase = Phase::Up(up);
+                self.take_in(missed).await;
+                if self.translator.in_turn() {
+                    // A turn that an earlier process has left unfinished: nothing resumes it.
+                    let outputs = self.translator.died();
+                    self.tell(outputs).await;
+                }
+                self.record(EventKind::Agent { process: AgentProcess::Ready { version: version.clone() } }).await;
+                self.condition.send_modify(|condition| condition.ready = true);
+                self.step("it accepts prompts");
+                Ok(version)
+            }
             Err(error) => {
+                tracing::error!(error = error.message, "the agent could not be started");
                 self.condition.send_modify(|condition| condition.running = false);
-                return Err(error);
+                self.step("it could not be started");
+                Err(error)
             }
         };
-        let version = up.version.clone();
-        self.up = Some(up);
-        self.step("what happened meanwhile is read");
-        self.catch_up().await;
-        if self.translator.in_turn() {
-            // A turn that an earlier process has left unfinished: nothing resumes it.
-            let outputs = self.translator.died();
-            self.tell(outputs).await;
+        match &started {
+            Ok(_) => self.wanted = Some(start),
+            // A first start that failed is left to whoever asked for it.
+            Err(_) if again => self.back_off(-1).await,
+            Err(_) => {}
         }
-        self.record(EventKind::Agent { process: AgentProcess::Ready { version: version.clone() } }).await;
-        self.condition.send_modify(|condition| condition.ready = true);
-        self.step("it accepts prompts");
-        Ok(version)
+        if let Some(title) = title {
+            let (reply, _) = oneshot::channel();
+            self.rename(title, reply);
+        }
+        for reply in replies {
+            // Whoever asked may have gone; the agent runs all the same.
+            let _ = reply.send(started.clone().map(|version| AgentStarted { version }));
+        }
     }
 
-    /// Finds out whether the server is the right one, and connects to it.
-    async fn meet(&self, server: Server, start: &StartAgent) -> Result<Up, ApiError> {
-        let client = Client::new(server.address.clone(), server.password.clone());
-        self.step("OpenCode is checked");
-        let version = client.version().await.map_err(|error| failed(&error))?;
-        if version.split('.').next() != Some(MAJOR) {
-            let message =
-                format!("OpenCode {version} is not supported: OpenAgent needs OpenCode {MAJOR}.x; `cargo xtask setup` installs it");
-            return Err(ApiError::new(ErrorCode::AgentUnavailable, message));
+    /// Begins to close the gap between what is known and what OpenCode has done: durable events first, then the state that it does not keep. Without
+    /// `history`, only the state is read.
+    fn catch_up(&mut self, history: bool) {
+        let Phase::Up(up) = &mut self.phase else { return };
+        let known = history.then(|| self.translator.sequences().clone());
+        let (client, session) = (up.client.clone(), self.settings.session.to_string());
+        let read = async move { Missed::read(&client, &session, known.as_ref()).await };
+        up.reading = Some(Job(self.tasks.spawn("what was missed", read)));
+    }
+
+    async fn missed(&mut self, missed: Option<Box<Missed>>) {
+        if let Phase::Up(up) = &mut self.phase {
+            up.reading = None;
         }
-        client.check_config().await.map_err(|error| failed(&error))?;
-        let (session, directory) = (self.settings.session.as_str(), self.settings.workspace.to_string_lossy());
-        client.create_session(session, &directory).await.map_err(|error| failed(&error))?;
-        if let Some(title) = &start.title {
-            client.rename(session, title).await.map_err(|error| failed(&error))?;
-        }
-        let (told, mut events) = mpsc::channel(EVENTS_MAX);
-        let feed = self.tasks.spawn("agent events", feed::run(client.clone(), told));
-        let connected = tokio::time::timeout(FEED_TIMEOUT, async {
-            loop {
-                match events.recv().await {
-                    Some(Feed::Connected) => return true,
-                    Some(_) => {}
-                    None => return false,
-                }
+        if let Some(missed) = missed {
+            let whole = missed.history.is_some();
+            self.take_in(missed).await;
+            if !whole {
+                // The state alone is read when a turn is overdue: now it ends, unless it has turned out to go on.
+                let outputs = self.translator.tick(now());
+                self.tell(outputs).await;
             }
-        });
-        if connected.await != Ok(true) {
-            return Err(ApiError::new(ErrorCode::AgentFailed, "OpenCode's events cannot be read"));
         }
-        Ok(Up { server, client, version, events, feed })
     }
 
-    /// Closes the gap between what is known and what OpenCode has done: durable events first, then the state that it does not keep.
-    async fn catch_up(&mut self) {
-        let Some(client) = self.up.as_ref().map(|up| up.client.clone()) else { return };
-        match client.history(self.translator.sequences()).await {
-            Ok(events) => {
+    async fn take_in(&mut self, missed: Box<Missed>) {
+        match missed.history {
+            Some(Ok(events)) => {
                 for event in events {
                     let outputs = self.translator.replay(&event, now());
                     self.tell(outputs).await;
                 }
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::warn!(error = chain(&error), "the agent's events could not be read again");
                 let reason = "the agent's events could not be read again after a break".to_owned();
                 self.record(EventKind::Gap { reason }).await;
             }
+            None => {}
         }
-        self.look().await;
-    }
-
-    /// Takes over the state that OpenCode is in now.
-    async fn look(&mut self) {
-        let Some(client) = self.up.as_ref().map(|up| up.client.clone()) else { return };
-        match client.snapshot(self.settings.session.as_str()).await {
+        match missed.snapshot {
             Ok(snapshot) => {
                 let outputs = self.translator.resync(&snapshot, now());
                 self.tell(outputs).await;
@@ -343,8 +410,8 @@ impl Actor {
     }
 
     async fn tick(&mut self) {
-        if self.translator.overdue(now()) {
-            self.look().await;
+        if self.translator.overdue(now()) && matches!(self.phase, Phase::Up(_)) {
+            return self.catch_up(false);
         }
         let outputs = self.translator.tick(now());
         self.tell(outputs).await;
@@ -357,20 +424,24 @@ impl Actor {
                 self.tell(outputs).await;
             }
             Feed::Broken => self.translator.stream_broke(),
-            Feed::Connected => self.catch_up().await,
+            Feed::Connected => self.catch_up(true),
         }
     }
 
     /// The process has ended by itself.
     async fn exited(&mut self, code: i32) {
-        if let Some(mut up) = self.up.take() {
-            while let Ok(feed) = up.events.try_recv() {
+        let phase = std::mem::replace(&mut self.phase, Phase::Down);
+        if let Phase::Up(mut up) = phase {
+            // What waits behind a gap that was not closed is read again with it, from OpenCode's durable events.
+            while up.reading.is_none()
+                && let Ok(feed) = up.events.try_recv()
+            {
                 if let Feed::Event(payload) = feed {
                     let outputs = self.translator.apply(&payload, now());
                     self.tell(outputs).await;
                 }
             }
-            self.end(up).await;
+            self.end(*up).await;
         }
         let outputs = self.translator.died();
         self.tell(outputs).await;
@@ -387,6 +458,14 @@ impl Actor {
         tracing::warn!(code, restart_in = ?pause, "the agent has ended by itself");
         self.restart_at = pause.map(|pause| now + pause);
         self.step(if pause.is_some() { "it has ended and is started again soon" } else { "it has ended too often and was given up" });
+        self.condition.send_modify(|condition| {
+            condition.running = false;
+            condition.ready = false;
+        });
+        if self.wanted.as_ref().is_some_and(|wanted| wanted.warm) {
+            // Of no session's history.
+            return;
+        }
         let restart_in_millis = pause.map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
         self.record(EventKind::Agent { process: AgentProcess::Exited { code, restart_in_millis } }).await;
     }
@@ -395,15 +474,29 @@ impl Actor {
         self.restart_at = None;
         let Some(start) = self.wanted.clone() else { return };
         self.condition.send_modify(|condition| condition.restarts += 1);
-        if let Err(error) = self.come_up(&start).await {
-            tracing::error!(error = error.message, "the agent could not be started again");
-            self.back_off(-1).await;
-        }
+        self.rise(start, None, Vec::new(), true);
     }
 
     /// Ends a running server in order: its work first, so that commands are killed and texts are saved, then its process.
-    async fn shut_down(&mut self, grace: Duration) {
-        let Some(mut up) = self.up.take() else { return };
+    /// Whoever waits for a start is told `why`.
+    async fn shut_down(&mut self, grace: Duration, why: &str) {
+        let mut up = match std::mem::replace(&mut self.phase, Phase::Down) {
+            Phase::Up(up) => *up,
+            Phase::Warm(warm) => {
+                warm.server.end().await;
+                return self.condition.send_modify(|condition| condition.running = false);
+            }
+            Phase::Rising(mut rising) => {
+                rising.job.0.abort();
+                // Its processes are killed when it is dropped, which it is when this returns.
+                let _ = (&mut rising.job.0).await;
+                for reply in std::mem::take(&mut rising.replies) {
+                    let _ = reply.send(Err(ApiError::new(ErrorCode::NotReady, format!("the agent does not start: {why}"))));
+                }
+                return self.condition.send_modify(|condition| condition.running = false);
+            }
+            Phase::Down => return,
+        };
         self.condition.send_modify(|condition| condition.ready = false);
         let deadline = Instant::now() + grace;
         let was_in_turn = self.translator.in_turn();
@@ -411,7 +504,7 @@ impl Actor {
             tracing::warn!(error = chain(&error), "the agent could not be told to end its work");
         }
         let last = deadline.min(Instant::now() + LAST_EVENTS_TIMEOUT);
-        while was_in_turn && self.translator.in_turn() {
+        while was_in_turn && up.reading.is_none() && self.translator.in_turn() {
             let Ok(Some(feed)) = tokio::time::timeout_at(last, up.events.recv()).await else { break };
             if let Feed::Event(payload) = feed {
                 let outputs = self.translator.apply(&payload, now());

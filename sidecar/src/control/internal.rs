@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use openagent_core::time::Timestamp;
-use openagent_proto::sidecar::{ErrorCode, PROTOCOL, Health, Ready, Shutdown, ShuttingDown};
+use openagent_proto::sidecar::{ErrorCode, Health, PROTOCOL, Ready, Shutdown, ShuttingDown};
 use time::OffsetDateTime;
 
 use super::body::OptionalJsonBody;

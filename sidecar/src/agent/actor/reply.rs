@@ -5,7 +5,7 @@ use openagent_core::provider::split_model;
 use openagent_core::seal::random;
 use openagent_proto::sidecar::{ErrorCode, PermissionReply, Prompt, Prompted, QuestionReply};
 
-use super::{Actor, Notice, Reply, failed, now};
+use super::{Actor, Notice, Phase, Reply, failed, now};
 use crate::agent::opencode::client::{Client, ClientError};
 use crate::agent::opencode::message_id::message_id;
 use crate::agent::opencode::translate::Answer;
@@ -13,8 +13,12 @@ use crate::control::ApiError;
 
 impl Actor {
     fn client(&self) -> Result<Client, ApiError> {
-        let up = self.up.as_ref().map(|up| up.client.clone());
-        up.ok_or_else(|| ApiError::new(ErrorCode::NotReady, format!("the agent does not accept prompts: {}", self.condition.borrow().step)))
+        match &self.phase {
+            Phase::Up(up) => Ok(up.client.clone()),
+            Phase::Down | Phase::Rising(_) | Phase::Warm(_) => {
+                Err(ApiError::new(ErrorCode::NotReady, format!("the agent does not accept prompts: {}", self.condition.borrow().step)))
+            }
+        }
     }
 
     fn session(&self) -> String {
@@ -120,6 +124,10 @@ impl Actor {
     }
 
     pub(super) fn rename(&mut self, title: String, reply: Reply<()>) {
+        if let Phase::Rising(rising) = &mut self.phase {
+            rising.title = Some(title);
+            return drop(reply.send(Ok(())));
+        }
         let client = match self.client() {
             Ok(client) => client,
             Err(error) => return drop(reply.send(Err(error))),

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use openagent_core::secret::Secret;
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -20,6 +20,10 @@ pub const ANSWER_MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// Time for an answer. The first prompt of a process takes up to 4 s on a slow machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a connection is kept for the next call. Short: one that was kept over a pause of the container may be closed by the server, whose timers
+/// fire at once when it goes on, under the very call that takes it.
+const IDLE_CONNECTION_MAX: Duration = Duration::from_secs(5);
 
 /// Most bytes of an error's text that are shown.
 const MESSAGE_MAX_BYTES: usize = 2000;
@@ -60,7 +64,9 @@ impl Client {
     /// A client of the server at `address` (`http://127.0.0.1:PORT`).
     #[must_use]
     pub fn new(address: String, password: Secret) -> Self {
-        Self { http: HttpClient::builder(TokioExecutor::new()).build_http(), address, password }
+        let mut http = HttpClient::builder(TokioExecutor::new());
+        http.pool_idle_timeout(IDLE_CONNECTION_MAX).pool_timer(TokioTimer::new());
+        Self { http: http.build_http(), address, password }
     }
 
     fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>, ClientError> {
@@ -149,6 +155,40 @@ impl Client {
         self.call("the prompt", Method::POST, &format!("/session/{id}/prompt_async"), Some(&body)).await.map(drop)
     }
 
+    /// Hands a prompt over and waits for the end of its turn.
+    ///
+    /// # Errors
+    /// [`ClientError`], also when the turn ended with an error.
+    pub async fn converse(&self, id: &str, text: &str, agent: &str, model: (&str, &str)) -> Result<(), ClientError> {
+        let what = "a prompt";
+        let body = json!({
+            "parts": [{ "type": "text", "text": text }],
+            "agent": agent,
+            "model": { "providerID": model.0, "modelID": model.1 },
+        });
+        let answer = self.call(what, Method::POST, &format!("/session/{id}/message"), Some(&body)).await?;
+        match answer.pointer("/info/error") {
+            Some(error) => Err(ClientError::Refused { what, status: 200, message: message(error.to_string().as_bytes()) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a conversation with everything that belongs to it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn delete_session(&self, id: &str) -> Result<(), ClientError> {
+        self.call("the end of a conversation", Method::DELETE, &format!("/session/{id}"), None).await.map(drop)
+    }
+
+    /// Has the server forget what it knows of the workspace; it looks again at the next call.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn forget_workspace(&self) -> Result<(), ClientError> {
+        self.call("another look at the workspace", Method::POST, "/instance/dispose", None).await.map(drop)
+    }
+
     /// Whether the message exists.
     ///
     /// # Errors
@@ -201,12 +241,14 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn snapshot(&self, id: &str) -> Result<super::translate::Snapshot, ClientError> {
-        Ok(super::translate::Snapshot {
-            permissions: self.call("the permission requests", Method::GET, "/permission", None).await?,
-            questions: self.call("the questions", Method::GET, "/question", None).await?,
-            todos: Some(self.call("the list of things to do", Method::GET, &format!("/session/{id}/todo"), None).await?),
-            statuses: self.call("the status", Method::GET, "/session/status", None).await?,
-        })
+        let todo = format!("/session/{id}/todo");
+        let (permissions, questions, todos, statuses) = tokio::try_join!(
+            self.call("the permission requests", Method::GET, "/permission", None),
+            self.call("the questions", Method::GET, "/question", None),
+            self.call("the list of things to do", Method::GET, &todo, None),
+            self.call("the status", Method::GET, "/session/status", None),
+        )?;
+        Ok(super::translate::Snapshot { permissions, questions, todos: Some(todos), statuses })
     }
 
     /// Durable events behind `known`, the last known sequence number of each conversation.

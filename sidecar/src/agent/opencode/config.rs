@@ -63,6 +63,20 @@ pub struct Config {
     pub permission: Value,
 }
 
+impl Config {
+    /// Whether an agent with the configuration `other` does what this one asks. The default model is not compared: every prompt names its own.
+    #[must_use]
+    pub fn serves_as(&self, other: &Self) -> bool {
+        let comparable = |config: &Self| {
+            let mut content = config.content.clone();
+            content["model"] = Value::Null;
+            // As text, since the order of the rules counts.
+            content.to_string()
+        };
+        comparable(self) == comparable(other)
+    }
+}
+
 /// The configuration for a session that works in `workspace`.
 ///
 /// # Errors

@@ -38,18 +38,42 @@ const LISTENING: &str = "opencode server listening on ";
 
 /// Run by the agent's user before the server. The folder of its configuration is emptied, since whatever is in it would be merged into what we
 /// configure, permissions included; the lock file keeps OpenCode from fetching a package into it. Without a repository and its first commit there
-/// are no snapshots and no diffs.
+/// are no snapshots and no diffs. A repository that was put aside is put back where it was, in two steps of which the second is atomic: the home is
+/// another file system. Says in one word what it found, see [`Workspace`].
 const PREPARE: &str = r#"
 set -eu
 config="$HOME/.config/opencode"
+aside="$HOME/.cache/openagent/repository"
 rm -rf -- "$config"
 mkdir -p -- "$config/node_modules"
 printf '%s' '{"lockfileVersion":3,"packages":{"":{"dependencies":{"@opencode-ai/plugin":"1.18.33"}}}}' > "$config/package-lock.json"
 command -v git > /dev/null || { echo 'git is missing' >&2; exit 3; }
-[ -e .git ] || git init -q -b main
+found=changed
+if [ -e .git ]; then :
+elif [ -d "$aside" ]; then
+  mkdir -p -- .git.openagent
+  mv -- "$aside" .git.openagent/git
+  mv -- .git.openagent/git .git
+  found=kept
+else
+  git init -q -b main
+  found=made
+fi
+rm -rf -- "$aside" .git.openagent
 git rev-parse -q --verify HEAD > /dev/null ||
   git -c core.hooksPath=/dev/null -c commit.gpgSign=false -c user.name=OpenAgent -c user.email=openagent@localhost \
     commit -q --allow-empty -m 'Start of the session'
+for name in .opencode .claude .agents; do [ ! -e "$name" ] || found=changed; done
+echo "$found"
+"#;
+
+/// Run by the agent's user: leaves the workspace empty, as it was before there was a repository.
+const PUT_ASIDE: &str = r#"
+set -eu
+aside="$HOME/.cache/openagent/repository"
+rm -rf -- "$aside"
+mkdir -p -- "${aside%/*}"
+mv -- .git "$aside"
 "#;
 
 /// Why the server does not run.
@@ -96,36 +120,68 @@ pub struct Server {
     pub password: Secret,
 }
 
+/// What the workspace was when it was made ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workspace {
+    /// It had no repository; one was made.
+    Made,
+    /// Its repository was put back, and nothing is there that the agent reads only once.
+    Kept,
+    /// Anything else.
+    Changed,
+}
+
 /// Makes the agent's home and the workspace ready for the server, as the agent's user.
 ///
 /// # Errors
 /// [`ProcessError::Prepare`] with what the script said.
-pub async fn prepare(settings: &Settings) -> Result<(), ProcessError> {
+pub async fn prepare(settings: &Settings) -> Result<Workspace, ProcessError> {
+    Ok(match run(settings, PREPARE).await?.trim() {
+        "made" => Workspace::Made,
+        "kept" => Workspace::Kept,
+        _ => Workspace::Changed,
+    })
+}
+
+/// Puts the workspace's repository aside until [`prepare`] puts it back, so that the workspace can be filled meanwhile, with a repository or without.
+///
+/// # Errors
+/// [`ProcessError::Prepare`] with what the script said.
+pub async fn put_aside(settings: &Settings) -> Result<(), ProcessError> {
+    run(settings, PUT_ASIDE).await.map(drop)
+}
+
+/// Runs a script as the agent's user and returns what it printed.
+async fn run(settings: &Settings, script: &str) -> Result<String, ProcessError> {
     // Never a person's own home: what is emptied there was not ours.
     if std::env::var_os("HOME").is_some_and(|home| home == *settings.agent_home) && settings.agent_uid.is_none() {
         return Err(ProcessError::Prepare("the agent's home is the user's own".to_owned()));
     }
     let failed = |error: io::Error| ProcessError::Prepare(error.to_string());
     let mut command = agent_command(settings, "/bin/sh");
-    command.args(["-c", PREPARE]).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.args(["-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(&mut command).map_err(failed)?;
-    let stderr = child.take_stderr();
+    let (stdout, stderr) = (child.take_stdout(), child.take_stderr());
     let run = async {
-        let mut said = Vec::new();
-        if let Some(stderr) = stderr {
-            stderr.take(OUTPUT_LINE_MAX_BYTES).read_to_end(&mut said).await?;
-        }
-        Ok((child.wait().await?, said))
+        let (printed, said) = tokio::try_join!(read(stdout), read(stderr))?;
+        Ok((child.wait().await?, printed, said))
     };
-    let (status, said) = tokio::time::timeout(PREPARE_TIMEOUT, run)
+    let (status, printed, said) = tokio::time::timeout(PREPARE_TIMEOUT, run)
         .await
         .map_err(|_| ProcessError::Prepare("it took too long".to_owned()))?
         .map_err(failed)?;
     if status.success() {
-        return Ok(());
+        return Ok(printed);
     }
-    let said = String::from_utf8_lossy(&said);
     Err(ProcessError::Prepare(said.lines().last().map_or_else(|| format!("it ended with code {}", exit_code(status)), str::to_owned)))
+}
+
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
+    let mut said = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(OUTPUT_LINE_MAX_BYTES).read_to_end(&mut said).await?;
+    }
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 /// Starts the server and waits until it answers.
@@ -213,6 +269,13 @@ async fn drain(pipe: impl AsyncRead + Unpin, lines: mpsc::Sender<String>) {
 }
 
 impl Server {
+    /// Kills the process with its whole group.
+    pub async fn kill(&mut self) {
+        self.child.signal_group(Signal::SIGKILL);
+        // Killed: the kernel ends it.
+        let _ = self.child.wait().await;
+    }
+
     /// Ends the process: asked first, then killed with its whole group.
     pub async fn end(mut self) {
         self.child.signal_group(Signal::SIGTERM);
