@@ -34,6 +34,9 @@ use recent::Recent;
 /// What a reader takes from the store at once.
 const PAGE: Page = Page { events: 256, bytes: 1024 * 1024 };
 
+/// Histories that are kept in memory before it is looked for some that nobody needs.
+const HISTORIES_MAX: usize = 256;
+
 /// Where a session's history durably ends, and its sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogInfo {
@@ -59,8 +62,30 @@ pub struct EventLog(Arc<Inner>);
 
 struct Inner {
     store: Store,
-    /// One for each session that was used since the daemon started; entries go when their session is removed.
-    histories: Mutex<HashMap<SessionId, Arc<History>>>,
+    /// Of the sessions that are in use, and some that were lately; entries go when their session is removed.
+    histories: Mutex<Histories>,
+}
+
+#[derive(Default)]
+struct Histories {
+    known: HashMap<SessionId, Arc<History>>,
+    /// How often entries were taken out: what was read from the store before may be older than what is stored now.
+    purges: u64,
+    /// Size at which it is looked for entries that nobody needs.
+    sweep_at: usize,
+}
+
+impl Histories {
+    /// Lets those go that nobody reads or writes and in which no part is being written.
+    fn sweep(&mut self) {
+        if self.known.len() < self.sweep_at.max(HISTORIES_MAX) {
+            return;
+        }
+        // Handles are taken under the lock of this: what nobody holds now, nobody appends to or reads.
+        self.known.retain(|_, history| Arc::strong_count(history) > 1 || !locked(&history.live).is_empty());
+        self.purges += 1;
+        self.sweep_at = self.known.len() * 2;
+    }
 }
 
 /// What is kept in memory of one session's history.
@@ -126,9 +151,12 @@ impl EventLog {
     /// # Errors
     /// [`StoreError::UnknownSession`].
     pub async fn info(&self, session: &SessionId) -> Result<LogInfo, StoreError> {
-        let history = self.history(session).await?;
-        let info = *history.recorded.borrow();
-        info.ok_or_else(|| StoreError::UnknownSession(session.clone()))
+        let known = locked(&self.0.histories).known.get(session).map(|history| *history.recorded.borrow());
+        match known {
+            Some(info) => info.ok_or_else(|| StoreError::UnknownSession(session.clone())),
+            // Whoever only asks for the end of a history leaves nothing behind.
+            None => self.0.store.cursor(session).await.map(|cursor| LogInfo::from(&cursor)),
+        }
     }
 
     /// A reader of what follows the event numbered `after`; with the letters of unfinished parts, if `deltas`.
@@ -146,7 +174,9 @@ impl EventLog {
     /// [`StoreError::UnknownSession`].
     pub async fn remove(&self, session: &SessionId) -> Result<(), StoreError> {
         self.0.store.remove_session(session).await?;
-        if let Some(history) = locked(&self.0.histories).remove(session) {
+        let mut histories = locked(&self.0.histories);
+        histories.purges += 1;
+        if let Some(history) = histories.known.remove(session) {
             history.recorded.send_replace(None);
         }
         Ok(())
@@ -168,9 +198,26 @@ impl EventLog {
     }
 
     async fn history(&self, session: &SessionId) -> Result<Arc<History>, StoreError> {
-        if let Some(history) = locked(&self.0.histories).get(session) {
-            return Ok(Arc::clone(history));
+        loop {
+            let purges = {
+                let histories = locked(&self.0.histories);
+                if let Some(history) = histories.known.get(session) {
+                    return Ok(Arc::clone(history));
+                }
+                histories.purges
+            };
+            let history = self.stored(session).await?;
+            let mut histories = locked(&self.0.histories);
+            if histories.purges == purges {
+                histories.sweep();
+                // Whoever was first has published since, perhaps.
+                return Ok(Arc::clone(histories.known.entry(session.clone()).or_insert_with(|| Arc::new(history))));
+            }
         }
+    }
+
+    /// What the store knows of a history.
+    async fn stored(&self, session: &SessionId) -> Result<History, StoreError> {
         let cursor = self.0.store.cursor(session).await?;
         let mut live = Live::at(cursor.last_seq);
         for open in cursor.open_parts.values() {
@@ -180,14 +227,12 @@ impl EventLog {
             }
         }
         live.recorded_to(cursor.last_seq);
-        let history = History {
+        Ok(History {
             recorded: watch::Sender::new(Some(LogInfo::from(&cursor))),
             letters: watch::Sender::new(0),
             live: Mutex::new(live),
             recent: Mutex::default(),
-        };
-        // Whoever was first has published since, perhaps.
-        Ok(Arc::clone(locked(&self.0.histories).entry(session.clone()).or_insert_with(|| Arc::new(history))))
+        })
     }
 }
 

@@ -41,6 +41,11 @@ impl Live {
         Self { recorded_to: last_seq, ..Self::default() }
     }
 
+    /// Whether no part is being written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// Takes a recorded event into account.
     pub(super) fn record(&mut self, event: &Event) {
         match PartEffect::of(&event.kind) {

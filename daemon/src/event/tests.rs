@@ -303,6 +303,26 @@ async fn a_slow_reader_that_is_overtaken_begins_a_snapshot_and_misses_nothing() 
     assert_eq!(client.notes.len(), 61, "what tells the conversation is kept");
 }
 
+#[tokio::test]
+async fn histories_that_nobody_uses_are_not_kept_in_memory() {
+    let (_folder, store, log) = compacting(100).await;
+    let mut reader = log.subscribe(&one(), 0, false).await.unwrap();
+    let session = |n: usize| SessionId::from_ulid(ulid::Ulid::from(n as u128));
+    for n in 0..2 * HISTORIES_MAX {
+        store.put_session(&record(session(n).as_str())).await.unwrap();
+        log.info(&session(n)).await.unwrap();
+    }
+    assert_eq!(locked(&log.0.histories).known.len(), 1, "asking for the end of a history leaves nothing");
+    for n in 0..2 * HISTORIES_MAX {
+        log.append(&session(n), vec![note(n)], None).await.unwrap();
+    }
+    assert!(locked(&log.0.histories).known.len() <= HISTORIES_MAX);
+    let first = log.append(&session(0), vec![note("again")], None).await.unwrap();
+    assert_eq!(first, 2, "what was let go is read again");
+    log.append(&one(), vec![note("still read")], None).await.unwrap();
+    ready(&mut reader, |item| matches!(item, Item::Event(event) if event.seq == 1)).await;
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     Append(u8),
