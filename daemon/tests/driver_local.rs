@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use openagent_core::instance::ExitCause;
 use openagent_core::session::WorkspaceSource;
-use openagentd::driver::local::{LocalDriver, LocalOptions, UNKNOWN_EXIT};
+use openagentd::driver::local::{LocalDriver, LocalOptions};
 use openagentd::driver::{Driver, Observed, OwnedKind, Purpose};
 use openagentd::task::Tasks;
 use support::{Subject, assert_example, copy_of, eventually, example_folder, files, in_time};
@@ -26,6 +26,27 @@ echo $! > \"$OPENAGENT_STATE_DIR/child\"
 echo ready
 while :; do read line < \"$OPENAGENT_STATE_DIR/never\"; done
 ";
+
+/// A sidecar with an agent, which has two children: one that it stopped itself, and one that left for a session of its own and has no parent any more.
+const BUSY: &str = "#!/bin/sh
+cd \"$OPENAGENT_STATE_DIR\"
+mkfifo never
+HOME=\"$OPENAGENT_AGENT_HOME\" sh -c '
+  (read line < never) & stopped=$!
+  kill -STOP $stopped
+  setsid sh -c \"(read line < never) & echo \\$! > orphan\"
+  echo $stopped > stopped
+  echo $$ > agent
+  read line < never
+' &
+read line < never
+";
+
+/// State of a process as the kernel tells it; absent when it is gone or waits to be reaped.
+fn state_of(pid: Pid) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next().filter(|state| *state != 'Z')
+}
 
 /// A program that `cargo xtask test` built, or the newest build of it.
 fn program(name: &str) -> PathBuf {
@@ -115,7 +136,7 @@ async fn a_sidecar_answers_over_http2_and_ends_when_it_is_told_to() {
     assert_eq!(mode & 0o777, 0o700);
     driver.stop(&subject.session, &subject.instance, Duration::from_secs(10)).await.unwrap();
     let ended = driver.inspect(&subject.session, &subject.instance).await.unwrap();
-    assert!(matches!(ended, Observed::Ended(ExitCause::Exited { code }) if code != 137), "it ended by itself: {ended:?}");
+    assert!(matches!(ended, Observed::Ended(ExitCause::Exited { .. })), "it ended by itself: {ended:?}");
     assert_eq!(code(driver.dial(&subject.session, &subject.instance, Purpose::Control).await), "INSTANCE_NOT_RUNNING");
     subject.end(driver).await;
 }
@@ -133,7 +154,7 @@ async fn a_daemon_that_starts_again_adopts_its_sidecars() {
     let pid = fixture.pid(&subject);
     let ended = driver.ended(&subject.session, &subject.instance);
     let (ended, _) = tokio::join!(in_time(ended), async { kill(pid, Signal::SIGKILL).unwrap() });
-    assert_eq!(ended, ExitCause::Exited { code: UNKNOWN_EXIT });
+    assert_eq!(ended, ExitCause::Unwatched);
     subject.end(&driver).await;
 }
 
@@ -146,10 +167,10 @@ async fn an_end_is_told_with_its_cause() {
     let pid = fixture.pid(&subject);
     let ended = driver.ended(&subject.session, &subject.instance);
     let (ended, _) = tokio::join!(in_time(ended), async { kill(pid, Signal::SIGKILL).unwrap() });
-    assert_eq!(ended, ExitCause::Exited { code: 137 });
+    assert_eq!(ended, ExitCause::Killed { signal: 9 });
     let later = LocalDriver::new(fixture.options.clone(), Tasks::new());
     let found = later.inspect(&subject.session, &subject.instance).await.unwrap();
-    assert_eq!(found, Observed::Ended(ExitCause::Exited { code: 137 }), "known to the next daemon too");
+    assert_eq!(found, Observed::Ended(ExitCause::Killed { signal: 9 }), "known to the next daemon too");
     subject.end(driver).await;
 }
 
@@ -161,9 +182,105 @@ async fn a_sidecar_that_ignores_the_request_is_killed_with_its_children() {
     let child = Pid::from_raw(reads(&fixture.session(&subject).join("state/child")).await.parse().unwrap());
     eventually("it said so", || async { driver.logs(&subject.session, &subject.instance, 100).await == "ready\n" }).await;
     driver.stop(&subject.session, &subject.instance, Duration::from_millis(100)).await.unwrap();
-    assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Ended(ExitCause::Exited { code: 137 }));
+    assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Ended(ExitCause::Killed { signal: 9 }));
     let stat = PathBuf::from(format!("/proc/{child}/stat"));
     eventually("the child is gone", || async { std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")) }).await;
+    subject.end(driver).await;
+}
+
+#[tokio::test]
+async fn a_paused_instance_stands_still_whoever_pauses_and_wakes_it() {
+    let fixture = Fixture::scripted(BUSY);
+    let subject = Subject::new();
+    subject.start(&fixture.driver, WorkspaceSource::Empty).await;
+    let state = fixture.session(&subject).join("state");
+    let pid = |name: &str| {
+        let path = state.join(name);
+        async move { Pid::from_raw(reads(&path).await.parse().unwrap()) }
+    };
+    let (agent, stopped, orphan, sidecar) = (pid("agent").await, pid("stopped").await, pid("orphan").await, fixture.pid(&subject));
+    let states = || [sidecar, agent, orphan, stopped].map(state_of);
+    eventually("everything waits", || async { states() == [Some('S'), Some('S'), Some('S'), Some('T')] }).await;
+    fixture.driver.wake(&subject.session, &subject.instance).await.unwrap();
+    for _ in 0..2 {
+        fixture.driver.pause(&subject.session, &subject.instance).await.unwrap();
+        assert_eq!(states(), [Some('T'); 4]);
+        assert_eq!(fixture.driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Paused);
+    }
+    let driver = fixture.restarted().await;
+    assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Paused);
+    assert!(driver.list().await.unwrap().iter().any(|owned| owned.kind == OwnedKind::Instance && owned.running));
+    for wake in 0..3 {
+        match wake {
+            0 | 1 => driver.wake(&subject.session, &subject.instance).await.unwrap(),
+            _ => {
+                driver.pause(&subject.session, &subject.instance).await.unwrap();
+                driver.start(&subject.session, &subject.instance).await.unwrap();
+            }
+        }
+        eventually("they go on", || async { states()[..3].iter().all(|state| *state == Some('S')) }).await;
+        assert_eq!(state_of(stopped), Some('T'), "what the agent stopped is its own affair");
+        assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Running);
+    }
+    driver.pause(&subject.session, &subject.instance).await.unwrap();
+    in_time(driver.remove(&subject.session, &subject.instance)).await.unwrap();
+    assert_eq!(states(), [None; 4]);
+    assert_eq!(code(driver.pause(&subject.session, &subject.instance).await), "INSTANCE_NOT_RUNNING");
+    assert_eq!(code(driver.wake(&subject.session, &subject.instance).await), "INSTANCE_NOT_RUNNING");
+    subject.end(&driver).await;
+}
+
+#[tokio::test]
+async fn a_paused_sidecar_answers_when_it_is_woken_and_ends_in_good_order() {
+    let fixture = Fixture::real();
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    subject.start(driver, WorkspaceSource::Empty).await;
+    subject.ask_health(driver).await;
+    driver.pause(&subject.session, &subject.instance).await.unwrap();
+    driver.wake(&subject.session, &subject.instance).await.unwrap();
+    assert_eq!(subject.ask_health(driver).await.status, "ok");
+    driver.pause(&subject.session, &subject.instance).await.unwrap();
+    let ended = driver.ended(&subject.session, &subject.instance);
+    let stopped = driver.stop(&subject.session, &subject.instance, Duration::from_secs(10));
+    let (ended, stopped) = tokio::join!(in_time(ended), in_time(stopped));
+    stopped.unwrap();
+    assert_eq!(ended, ExitCause::Exited { code: 0 });
+    subject.end(driver).await;
+}
+
+#[tokio::test]
+async fn what_a_killed_sidecar_leaves_behind_is_ended() {
+    for adopted in [false, true] {
+        let fixture = Fixture::scripted(BUSY);
+        let subject = Subject::new();
+        subject.start(&fixture.driver, WorkspaceSource::Empty).await;
+        let state = fixture.session(&subject).join("state");
+        let left = [reads(&state.join("orphan")).await, reads(&state.join("stopped")).await, reads(&state.join("agent")).await];
+        let left = left.map(|pid| Pid::from_raw(pid.parse().unwrap()));
+        let again = fixture.restarted();
+        let driver = if adopted { &again.await } else { &fixture.driver };
+        let pid = fixture.pid(&subject);
+        let ended = driver.ended(&subject.session, &subject.instance);
+        let (ended, ()) = tokio::join!(in_time(ended), async { kill(pid, Signal::SIGKILL).unwrap() });
+        assert_eq!(ended, if adopted { ExitCause::Unwatched } else { ExitCause::Killed { signal: 9 } });
+        assert_eq!(left.map(state_of), [None; 3], "they are gone when the end is told");
+        subject.end(driver).await;
+    }
+}
+
+#[tokio::test]
+async fn missing_volumes_are_named_and_programs_have_an_identity() {
+    let fixture = Fixture::scripted("#!/bin/sh\n");
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    assert_eq!(driver.missing_volumes(&subject.session).await.unwrap(), ["workspace", "home", "state"]);
+    driver.ensure_volumes(&subject.session).await.unwrap();
+    assert!(driver.missing_volumes(&subject.session).await.unwrap().is_empty());
+    std::fs::remove_dir(fixture.session(&subject).join("workspace")).unwrap();
+    assert_eq!(driver.missing_volumes(&subject.session).await.unwrap(), ["workspace"]);
+    let before = driver.ensure_image().await.unwrap();
+    assert_eq!(driver.ensure_image().await.unwrap(), before);
+    write_program(&fixture.options.sidecar, "#!/bin/sh\necho new\n");
+    assert_ne!(driver.ensure_image().await.unwrap(), before);
     subject.end(driver).await;
 }
 

@@ -330,21 +330,21 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_engine_that_stays_away_is_given_up_and_who_stops_waiting_is_forgotten() {
-        let folder = tempfile::tempdir().unwrap();
-        let engine = Engine::new(Some(folder.path().join("engine.sock").display().to_string()));
+    #[tokio::test]
+    async fn an_engine_that_stays_away_is_given_up_by_each_who_has_waited_long_enough() {
+        let engine = Engine::new(Some("/nowhere/engine.sock".to_owned()));
         let watch = Watch::new(Arc::new(engine), "label", Tasks::new());
-        let instance = "ins_01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
-        let began = Instant::now();
-        {
-            let mut impatient = Box::pin(watch.ended(&instance));
-            assert!(tokio::time::timeout(ENGINE_PATIENCE / 2, &mut impatient).await.is_err());
-            let other = watch.ended(&instance);
-            assert!(tokio::time::timeout(Duration::from_secs(1), other).await.is_err());
-            assert_eq!(impatient.await, ExitCause::EngineGone);
-        }
-        assert!(began.elapsed() >= ENGINE_PATIENCE && began.elapsed() < ENGINE_PATIENCE + ASK_LIMIT);
-        assert!(watch.state.watched().is_empty());
+        let [early, late] = ["ins_01ARZ3NDEKTSV4RRFFQ69G5FAV", "ins_01ARZ3NDEKTSV4RRFFQ69G5FAW"].map(|text| text.parse().unwrap());
+        let mut waiting = watch.state.register(&early);
+        let other = watch.state.register(&late);
+        let long_ago = Instant::now().checked_sub(ENGINE_PATIENCE).unwrap();
+        watch.state.watched().get_mut(&early).unwrap().since = long_ago;
+        watch.state.give_up(Instant::now());
+        assert!(watch.state.watched().values().all(|watched| watched.end.borrow().is_none()), "it was there a moment ago");
+        watch.state.give_up(long_ago);
+        assert_eq!(waiting.end().await, ExitCause::EngineGone);
+        assert!(watch.state.watched()[&late].end.borrow().is_none());
+        drop((waiting, other));
+        assert!(watch.state.watched().is_empty(), "who stops waiting is forgotten");
     }
 }
