@@ -108,6 +108,7 @@ fn attach(session: &str, terminal: &str) -> v1::TerminalAttach {
         offset_bytes: 0,
         read_only: false,
         size: Some(SIZE),
+        client: "test".to_owned(),
     }
 }
 
@@ -230,7 +231,6 @@ async fn what_cannot_be_opened_attached_or_typed_is_refused_and_closing_may_be_r
             }
         };
         refused::<()>(Err(refusal), Code::InvalidArgument, "INVALID");
-        client: "test".to_owned(),
     }
     let mut attached = Attached::new(&mut clients, attach(&id, &terminal.id)).await.expect("the terminal is as it was");
     attached.type_in("still there\n").await;
