@@ -129,7 +129,7 @@ impl Rise {
             self.rehearse(&client, workspace).await?;
             return Ok(Risen::Warm(Box::new(Warm { server, version, client, config, endpoint })));
         }
-        let link = self.link(&client).await?;
+        let (link, ()) = tokio::try_join!(self.listen(&client), self.converse(&client))?;
         Ok(self.up(server, client, version, link).await)
     }
 
@@ -165,19 +165,29 @@ impl Rise {
 
     async fn take_over(&self, client: &Client) -> Result<Link, ApiError> {
         self.step("the workspace is made ready");
-        if process::prepare(&self.settings).await.map_err(process_error)? != Workspace::Kept {
-            client.forget_workspace().await.map_err(|error| failed(&error))?;
-        }
-        self.link(client).await
+        let ready = async {
+            if process::prepare(&self.settings).await.map_err(process_error)? != Workspace::Kept {
+                client.forget_workspace().await.map_err(|error| failed(&error))?;
+            }
+            self.converse(client).await
+        };
+        // The events are those of all directories, so that they do not wait for this one.
+        let (link, ()) = tokio::try_join!(self.listen(client), ready)?;
+        Ok(link)
     }
 
-    /// The session's conversation, and the events.
-    async fn link(&self, client: &Client) -> Result<Link, ApiError> {
+    /// The session's conversation.
+    async fn converse(&self, client: &Client) -> Result<(), ApiError> {
         let (session, directory) = (self.settings.session.as_str(), self.settings.workspace.to_string_lossy());
         client.create_session(session, &directory).await.map_err(|error| failed(&error))?;
-        if let Some(title) = &self.start.title {
-            client.rename(session, title).await.map_err(|error| failed(&error))?;
+        match &self.start.title {
+            Some(title) => client.rename(session, title).await.map_err(|error| failed(&error)),
+            None => Ok(()),
         }
+    }
+
+    /// The events from now on.
+    async fn listen(&self, client: &Client) -> Result<Link, ApiError> {
         let (told, mut events) = mpsc::channel(EVENTS_MAX);
         let feed = self.tasks.spawn("agent events", feed::run(client.clone(), told));
         let connected = tokio::time::timeout(FEED_TIMEOUT, async {

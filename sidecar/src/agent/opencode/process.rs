@@ -38,31 +38,28 @@ const LISTENING: &str = "opencode server listening on ";
 
 /// Run by the agent's user before the server. The folder of its configuration is emptied, since whatever is in it would be merged into what we
 /// configure, permissions included; the lock file keeps OpenCode from fetching a package into it. Without a repository and its first commit there
-/// are no snapshots and no diffs. A repository that was put aside is put back where it was, in two steps of which the second is atomic: the home is
-/// another file system. Says in one word what it found, see [`Workspace`].
+/// are no snapshots and no diffs. A repository that was put aside is put back where it was, in two steps of which the second is atomic, since the home
+/// is another file system; all the rest was done when it was put aside. Says in one word what it found, see [`Workspace`].
 const PREPARE: &str = r#"
 set -eu
 config="$HOME/.config/opencode"
 aside="$HOME/.cache/openagent/repository"
-rm -rf -- "$config"
+rm -rf -- "$config" .git.openagent
 mkdir -p -- "$config/node_modules"
 printf '%s' '{"lockfileVersion":3,"packages":{"":{"dependencies":{"@opencode-ai/plugin":"1.18.33"}}}}' > "$config/package-lock.json"
-command -v git > /dev/null || { echo 'git is missing' >&2; exit 3; }
-found=changed
-if [ -e .git ]; then :
-elif [ -d "$aside" ]; then
-  mkdir -p -- .git.openagent
-  mv -- "$aside" .git.openagent/git
-  mv -- .git.openagent/git .git
+if [ ! -e .git ] && [ -d "$aside" ]; then
+  mv -- "$aside" .git.openagent
+  mv -- .git.openagent .git
   found=kept
 else
-  git init -q -b main
-  found=made
+  rm -rf -- "$aside"
+  command -v git > /dev/null || { echo 'git is missing' >&2; exit 3; }
+  found=changed
+  [ -e .git ] || { git init -q -b main; found=made; }
+  git rev-parse -q --verify HEAD > /dev/null ||
+    git -c core.hooksPath=/dev/null -c commit.gpgSign=false -c user.name=OpenAgent -c user.email=openagent@localhost \
+      commit -q --allow-empty -m 'Start of the session'
 fi
-rm -rf -- "$aside" .git.openagent
-git rev-parse -q --verify HEAD > /dev/null ||
-  git -c core.hooksPath=/dev/null -c commit.gpgSign=false -c user.name=OpenAgent -c user.email=openagent@localhost \
-    commit -q --allow-empty -m 'Start of the session'
 for name in .opencode .claude .agents; do [ ! -e "$name" ] || found=changed; done
 echo "$found"
 "#;
