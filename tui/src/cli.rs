@@ -16,6 +16,7 @@ mod prompt;
 mod resolve;
 mod secret;
 mod session;
+mod store;
 mod term;
 mod turn;
 mod usage;
@@ -159,6 +160,17 @@ async fn interface(id: Option<&str>, mouse: bool) -> Done {
         Ok(()) => Ok(OK),
         Err(error) => Err(ClientError::new(Kind::Failed, format!("{error:#}"), "").into()),
     }
+}
+
+/// Asks on the terminal, where nothing but a clear yes is one.
+pub(crate) async fn agreed(question: &str) -> bool {
+    eprint!("{question} [y/N] ");
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer).map(|_| answer)
+    });
+    let answer = answer.await.ok().and_then(Result::ok).unwrap_or_default();
+    matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
 }
 
 /// The prompt that was given, or what stdin holds.

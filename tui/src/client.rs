@@ -32,7 +32,9 @@ use v1::vault_service_client::VaultServiceClient;
 pub use connect::{Start, become_daemon, daemon_program, paths};
 pub use error::{ClientError, ExitCode, Kind};
 pub use openagent_core::config::Paths;
-pub use stream::{EventStream, ExportStream, SessionStream, Snapshot, StreamItem, TerminalInput, TerminalItem, TerminalStream};
+pub use stream::{
+    BackupStream, EventStream, ExportStream, SessionStream, Snapshot, StreamItem, TerminalInput, TerminalItem, TerminalStream,
+};
 pub use view::{AttachedTo, AttachedView, InstanceView, Pending, PendingRequest, SessionChange, SessionView};
 
 /// Deadline of calls that the daemon answers from what it knows.
@@ -123,6 +125,16 @@ impl Client {
     pub async fn shutdown(&self, sessions: v1::ShutdownSessions) -> Result<(), ClientError> {
         self.daemon_service().shutdown(work(v1::ShutdownRequest { sessions: sessions.into() })).await?;
         Ok(())
+    }
+
+    /// Streams a copy of the daemon's store, which is whole only if the stream ends without an error.
+    pub async fn backup(&self) -> Result<BackupStream, ClientError> {
+        Ok(BackupStream::new(self.daemon_service().backup_store(v1::BackupStoreRequest {}).await?.into_inner()))
+    }
+
+    /// Has every record of the daemon's store read, and tells what is wrong. Takes as long as that takes.
+    pub async fn verify(&self) -> Result<v1::VerifyStoreResponse, ClientError> {
+        Ok(self.daemon_service().verify_store(v1::VerifyStoreRequest {}).await?.into_inner())
     }
 
     /// All sessions, newest first.

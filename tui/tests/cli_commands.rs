@@ -226,7 +226,7 @@ async fn a_daemon_of_another_protocol_is_refused_with_the_command_that_mends_it(
     let fake = Fake::serving(State { protocol: Some(0), ..Default::default() });
     let outcome = fake.openagent(&["ls"]).await;
     assert_eq!(outcome.code, 1);
-    assert!(outcome.stderr.contains("openagent daemon stop && openagent daemon start"), "{outcome:?}");
+    assert!(outcome.stderr.contains("openagent daemon restart"), "{outcome:?}");
     assert_eq!(json(&fake.openagent(&["daemon", "status", "--json"]).await)["protocol"], 0, "it can still be looked at");
 }
 

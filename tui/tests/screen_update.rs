@@ -9,7 +9,7 @@ use openagent::app::input::{Answer, Call, Effect, Input, Watch};
 use openagent::app::keymap::Layer;
 use openagent::app::state::{Focus, Link, Overlay, Screen, State};
 use openagent::app::update::update;
-use openagent::client::{ClientError, Kind, NewSession, Pending, PendingRequest, SessionChange, StreamItem, TerminalItem};
+use openagent::client::{ClientError, Kind, NewSession, Pending, PendingRequest, SessionChange, Snapshot, StreamItem, TerminalItem};
 use openagent_core::activity::Activity;
 use openagent_core::event::{Event, EventKind};
 use openagent_core::permission::{PermissionMode, PermissionResponse};
@@ -206,6 +206,24 @@ fn a_request_that_was_answered_long_ago_is_neither_shown_nor_told_while_the_hist
     }
     update(&mut state, Input::Follow(session_id(6), Watch::Item(StreamItem::CaughtUp(2))));
     assert_eq!((state.ask(), state.note.as_ref()), (None, None));
+}
+
+#[test]
+fn a_compacted_history_replaces_what_was_shown_and_says_so() {
+    let mut state = opened();
+    let item = |item| Input::Follow(session_id(6), Watch::Item(item));
+    let event = |seq, title: &str| item(StreamItem::Event(Event { seq, at: at(0), kind: EventKind::Gap { reason: title.to_owned() } }));
+    update(&mut state, event(1, "forgotten"));
+    update(&mut state, item(StreamItem::CaughtUp(1)));
+    update(&mut state, item(StreamItem::Snapshot(Snapshot { floor: 90, dropped: 88 })));
+    for (seq, title) in [(7, "kept"), (40, "kept too"), (91, "dense")] {
+        update(&mut state, event(seq, title));
+    }
+    let screen = drawn(&mut state);
+    assert!(screen.contains("older events were compacted: 88 of the first 90 are no longer kept"), "{screen}");
+    assert!(screen.contains("kept too") && screen.contains("dense") && !screen.contains("forgotten"), "{screen}");
+    assert!(!screen.contains("did not arrive"), "{screen}");
+    assert!(state.talks[&session_id(6)].conversation.caught_up, "it is not told again");
 }
 
 #[test]

@@ -441,16 +441,63 @@ pub(super) enum Rules {
 pub(super) enum Daemon {
     /// Start it, unless it runs.
     Start(Listing),
-    /// End it; sessions go on running.
-    Stop,
+    /// End it. What becomes of sessions that run is configured, or said here.
+    Stop(StopDaemon),
+    /// End it and start the one that is installed; sessions go on running.
+    Restart(Listing),
     /// Show how it is doing.
     Status(Listing),
+    /// Save a copy of its store, while it goes on serving.
+    Backup(Backup),
+    /// Read every record of its store, or of a backup, and tell what is damaged.
+    Verify(Verify),
+    /// Put a backup in the place of its store, while it does not run.
+    Restore(Restore),
     /// Run it here until it ends.
     Run {
         /// Leave the terminal first.
         #[arg(long, hide = true)]
         detach: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StopDaemon {
+    /// Sessions go on running and are found again at the next start.
+    #[arg(long, conflicts_with = "stop_sessions")]
+    pub(super) keep_sessions: bool,
+    /// Sessions are stopped first.
+    #[arg(long)]
+    pub(super) stop_sessions: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Backup {
+    /// The copy; - writes it to stdout.
+    pub(super) file: PathBuf,
+    /// Overwrite a file that exists.
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// A backup; without it, the store.
+    pub(super) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    /// The backup.
+    pub(super) file: PathBuf,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub(super) yes: bool,
+    /// Leave out provider keys and credentials, which only the machine opens that made them.
+    #[arg(long)]
+    pub(super) without_keys: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -517,6 +564,9 @@ mod tests {
             &["keys", "set", "openai", "sk-secret"],
             &["logs", "x", "--deltas"],
             &["run", "x", "--allow", ""],
+            &["new", "--idle-action", "sleep"],
+            &["daemon", "stop", "--keep-sessions", "--stop-sessions"],
+            &["daemon", "restore"],
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line:?}");
         }

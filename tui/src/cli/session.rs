@@ -7,7 +7,7 @@ use openagent_core::session::{Status, WorkspaceSource};
 
 use super::args::{New, Remove, Rename, Resume, SessionOptions};
 use super::progress::until_ready;
-use super::{Done, Failure, OK, print_session, prompt_text, resolve, usage};
+use super::{Done, Failure, OK, agreed, print_session, prompt_text, resolve, usage};
 use crate::client::{Client, ClientError, Kind, NewSession, SessionView};
 use crate::output::quantity::now;
 use crate::output::session::{block, short_id, table};
@@ -173,11 +173,5 @@ async fn confirmed(client: &Client, ids: &[SessionId]) -> Result<bool, Failure> 
         let session = client.session(id).await?;
         say(&format!("{}  {}", short_id(id), shortened(&session.title, 60)));
     }
-    eprint!("Remove with workspace and history? [y/N] ");
-    let answer = tokio::task::spawn_blocking(|| {
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer).map(|_| answer)
-    });
-    let answer = answer.await.ok().and_then(Result::ok).unwrap_or_default();
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    Ok(agreed("Remove with workspace and history?").await)
 }

@@ -99,7 +99,7 @@ impl Client {
             Kind::Failed,
             format!("the daemon (version {}) speaks protocol {}, this client protocol {PROTOCOL}", status.version, status.protocol),
             if status.protocol < PROTOCOL {
-                "replace it, sessions go on running: openagent daemon stop && openagent daemon start"
+                "replace it, sessions go on running: openagent daemon restart"
             } else {
                 "use the openagent that came with this daemon, or stop the daemon: openagent daemon stop"
             },

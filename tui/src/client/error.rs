@@ -98,7 +98,7 @@ impl ClientError {
         Self::new(
             Kind::Failed,
             format!("the daemon's answer cannot be read: {what}"),
-            "run the same version of openagent and openagentd: openagent daemon stop, then try again",
+            "run the same version of openagent and openagentd: openagent daemon restart",
         )
     }
 
@@ -143,7 +143,7 @@ impl From<tonic::Status> for ClientError {
             Code::Unimplemented => Kind::Failed,
         };
         if status.code() == Code::Unimplemented && hint.is_empty() {
-            "the daemon is older than this client; start the new one: openagent daemon stop, then try again".clone_into(&mut hint);
+            "the daemon is older than this client; start the new one: openagent daemon restart".clone_into(&mut hint);
         }
         let message =
             if status.message().is_empty() { format!("the daemon refused: {}", status.code()) } else { status.message().to_owned() };

@@ -10,7 +10,9 @@
 //! | `keys ls`, `keys set` | list of [`Key`], [`Key`] |
 //! | `providers`, `models` | list of [`Provider`], list of [`Model`] |
 //! | `rules ls` | list of `{permission, pattern}` |
-//! | `daemon status` | [`Daemon`] |
+//! | `daemon status`, `daemon start` | [`Daemon`] |
+//! | `daemon restart` | [`Restarted`] |
+//! | `daemon verify` | [`Verified`] |
 //! | `logs` | one event a line, in the form of [`openagent_core::event::Event`] (times in milliseconds since the epoch); a delta as `{"delta": …}` |
 
 use openagent_core::activity::Activity;
@@ -566,6 +568,71 @@ impl From<v1::GetStatusResponse> for Daemon {
             driver_detail: driver.detail,
             driver_fault: driver.fault.map(|fault| convert::fault(fault).into()),
             isolation_warning: driver.isolation_warning,
+        }
+    }
+}
+
+/// What became of a restart.
+#[derive(Debug, Clone, Serialize)]
+pub struct Restarted {
+    /// The daemon that ran before; null where none did.
+    pub before: Option<Program>,
+    /// The one that runs now.
+    pub after: Program,
+}
+
+/// A daemon's program.
+#[derive(Debug, Clone, Serialize)]
+pub struct Program {
+    /// Its version.
+    pub version: String,
+    /// Its protocol.
+    pub protocol: u32,
+    /// Its process.
+    pub pid: i64,
+}
+
+impl From<&v1::GetStatusResponse> for Program {
+    fn from(status: &v1::GetStatusResponse) -> Self {
+        Self { version: status.version.clone(), protocol: status.protocol, pid: status.pid }
+    }
+}
+
+/// What reading every record of the store has shown.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verified {
+    /// Nothing is wrong.
+    pub sound: bool,
+    /// Format of the store.
+    pub format: u64,
+    /// Sessions that were read.
+    pub sessions: u64,
+    /// Events that were read.
+    pub events: u64,
+    /// Records of all kinds that were read.
+    pub records: u64,
+    /// Encrypted records that the master key opens.
+    pub opened: u64,
+    /// Encrypted records that it does not open.
+    pub unopened: u64,
+    /// How much is wrong.
+    pub problem_count: u64,
+    /// What is wrong, a sentence each; the first hundred.
+    pub problems: Vec<String>,
+}
+
+impl From<v1::VerifyStoreResponse> for Verified {
+    fn from(report: v1::VerifyStoreResponse) -> Self {
+        Self {
+            sound: report.problem_count == 0,
+            format: report.format,
+            sessions: report.sessions,
+            events: report.events,
+            records: report.records,
+            opened: report.opened,
+            unopened: report.unopened,
+            problem_count: report.problem_count,
+            problems: report.problems,
         }
     }
 }

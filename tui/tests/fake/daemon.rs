@@ -21,9 +21,22 @@ pub const BOUND: Duration = Duration::from_secs(30);
 pub const SESSION: &str = "ses_01ARZ3NDEKTSV4RRFFQ69G5FAV";
 
 /// What the daemon knows and was told.
+#[allow(dead_code, reason = "each test uses a part of it")]
 #[derive(Default)]
 pub struct State {
     pub protocol: Option<u32>,
+    /// What it says of itself beyond version and protocol.
+    pub status: v1::GetStatusResponse,
+    /// How it was told to end.
+    pub shutdowns: Vec<v1::ShutdownRequest>,
+    /// What reading its store has shown.
+    pub verified: v1::VerifyStoreResponse,
+    /// Place in the queue that a session gets when it is made, which keeps its agent from being ready.
+    pub queue_position: u32,
+    /// Names of the clients that subscribed.
+    pub clients: Vec<String>,
+    /// Who answered.
+    pub answered_by: Vec<String>,
     pub sessions: Vec<v1::Session>,
     pub events: Vec<v1::Event>,
     pub pending: Vec<v1::Pending>,
@@ -55,6 +68,11 @@ pub fn session(id: &str, title: &str) -> v1::Session {
         model: "demo/tour".into(),
         ..Default::default()
     }
+}
+
+/// The agent accepts prompts.
+pub fn ready() -> Kind {
+    Kind::Agent(v1::AgentEvent { process: Some(v1::agent_event::Process::Ready(v1::AgentReady { version: "1".into() })) })
 }
 
 fn refused(code: Code, reason: &str, message: &str, hint: &str) -> Status {
@@ -179,15 +197,18 @@ impl v1::daemon_service_server::DaemonService for Fake {
     }
 
     async fn verify_store(&self, _: Request<v1::VerifyStoreRequest>) -> Answer<v1::VerifyStoreResponse> {
-        answer(v1::VerifyStoreResponse { format: 2, sessions: 1, ..Default::default() })
+        answer(self.with(|state| state.verified.clone()))
     }
 
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
         let protocol = self.with(|state| state.protocol).unwrap_or(openagent_proto::PROTOCOL);
-        answer(v1::GetStatusResponse { version: "9.9.9".into(), protocol, ..Default::default() })
+        let status = self.with(|state| state.status.clone());
+        answer(v1::GetStatusResponse { version: "9.9.9".into(), protocol, ..status })
     }
 
-    async fn shutdown(&self, _: Request<v1::ShutdownRequest>) -> Answer<v1::ShutdownResponse> {
+    async fn shutdown(&self, request: Request<v1::ShutdownRequest>) -> Answer<v1::ShutdownResponse> {
+        self.with(|state| state.shutdowns.push(request.into_inner()));
+        std::fs::remove_file(self.folder().join("openagentd.sock")).expect("the socket is there");
         answer(v1::ShutdownResponse {})
     }
 }
@@ -202,14 +223,15 @@ impl v1::session_service_server::SessionService for Fake {
         if request.model == "openai/none" {
             return Err(refused(Code::FailedPrecondition, "KEY_MISSING", "openai has no key", "store it: openagent keys set openai"));
         }
-        let made = session(SESSION, &request.title);
+        let queue_position = self.with(|state| state.queue_position);
+        let made = v1::Session { queue_position, ..session(SESSION, &request.title) };
         self.with(|state| {
             state.created.push(request);
             state.sessions.push(made.clone());
         });
-        self.record([Kind::Agent(v1::AgentEvent {
-            process: Some(v1::agent_event::Process::Ready(v1::AgentReady { version: "1".into() })),
-        })]);
+        if queue_position == 0 {
+            self.record([ready()]);
+        }
         answer(v1::CreateSessionResponse { session: Some(made) })
     }
 
@@ -280,6 +302,7 @@ impl v1::event_service_server::EventService for Fake {
 
     async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Answer<Self::SubscribeStream> {
         let request = request.into_inner();
+        self.with(|state| state.clients.push(request.client.clone()));
         let (state, mut doorbell) = (Arc::clone(&self.state), self.doorbell.subscribe());
         answer(Box::pin(async_stream::stream! {
             let mut next = usize::try_from(request.after_seq).unwrap_or(usize::MAX);
@@ -308,6 +331,7 @@ impl v1::permission_service_server::PermissionService for Fake {
         let request = request.into_inner();
         let rest = self.with(|state| {
             state.answered.push((request.request_id.clone(), request.response));
+            state.answered_by.push(request.by.clone());
             state.pending.clear();
             std::mem::take(&mut state.after_answer)
         });
