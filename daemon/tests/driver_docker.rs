@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use openagent_core::config::LinkMode;
 use openagent_core::instance::ExitCause;
@@ -18,6 +20,8 @@ use openagentd::driver::{Driver, Observed, OwnedKind, Purpose};
 use openagentd::task::Tasks;
 use support::{Subject, assert_example, copy_of, eventually, example_folder, files, in_time};
 use tokio::io::AsyncReadExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 
 /// Names the socket in a re-run of one test as another user.
 const SOCKET_VARIABLE: &str = "OPENAGENT_TEST_SOCKET";
@@ -37,9 +41,13 @@ struct Fixture {
 
 impl Fixture {
     fn new(link_mode: LinkMode) -> Self {
+        Self::at(link_mode, None)
+    }
+
+    fn at(link_mode: LinkMode, endpoint: Option<String>) -> Self {
         let runtime = tempfile::tempdir().unwrap();
         let options = DockerOptions {
-            endpoint: None,
+            endpoint,
             image: std::env::var("OPENAGENT_TEST_IMAGE").unwrap_or_else(|_| "openagent-agent:latest".to_owned()),
             runtime: None,
             link_mode,
@@ -70,6 +78,81 @@ impl Drop for Fixture {
     }
 }
 
+/// A socket in front of the engine's, which can be shut, and be made to hang.
+struct Door {
+    socket: PathBuf,
+    open: watch::Sender<Way>,
+    /// Connections that are open now.
+    passing: Arc<AtomicUsize>,
+    _folder: tempfile::TempDir,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Every connection is passed on.
+    Open,
+    /// There is no socket, and what was open is cut.
+    Shut,
+    /// Connections are taken, and nothing is passed on.
+    Hanging,
+}
+
+impl Door {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let door = Self {
+            socket: folder.path().join("engine.sock"),
+            open: watch::Sender::new(Way::Open),
+            passing: Arc::default(),
+            _folder: folder,
+        };
+        let listener = UnixListener::bind(&door.socket).unwrap();
+        Tasks::new().spawn("door", keep_door(listener, door.socket.clone(), door.open.subscribe(), Arc::clone(&door.passing)));
+        door
+    }
+
+    fn endpoint(&self) -> Option<String> {
+        Some(self.socket.display().to_string())
+    }
+
+    async fn set(&self, way: Way) {
+        self.open.send_replace(way);
+        eventually("the door is as it was set", || async { self.socket.exists() == (way != Way::Shut) }).await;
+    }
+}
+
+async fn keep_door(first: UnixListener, socket: PathBuf, mut way: watch::Receiver<Way>, passing: Arc<AtomicUsize>) {
+    let mut listener = Some(first);
+    loop {
+        let now = *way.borrow_and_update();
+        if now == Way::Shut {
+            listener = None;
+            let _gone = std::fs::remove_file(&socket);
+            let _other = way.changed().await;
+            continue;
+        }
+        let taken = listener.get_or_insert_with(|| UnixListener::bind(&socket).unwrap());
+        tokio::select! {
+            changed = way.changed() => if changed.is_err() { return },
+            Ok((mut outer, _)) = taken.accept() => {
+                let (mut way, passing) = (way.clone(), Arc::clone(&passing));
+                Tasks::new().spawn("passer", async move {
+                    passing.fetch_add(1, Ordering::SeqCst);
+                    while *way.borrow_and_update() == Way::Hanging {
+                        let _other = way.changed().await;
+                    }
+                    let mut inner = UnixStream::connect("/var/run/docker.sock").await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut outer, &mut inner) => {}
+                        _ = way.wait_for(|way| *way == Way::Shut) => {}
+                    }
+                    passing.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        }
+    }
+}
+
 fn container(subject: &Subject) -> String {
     format!("openagent-{}", subject.instance)
 }
@@ -93,7 +176,7 @@ async fn a_sidecar_answers_over_http2_in_every_link_mode() {
         assert_eq!(subject.ask_health(&fixture.restarted()).await.status, "ok", "{mode:?}");
         driver.stop(&subject.session, &subject.instance, Duration::from_secs(10)).await.unwrap();
         let ended = driver.inspect(&subject.session, &subject.instance).await.unwrap();
-        assert!(matches!(ended, Observed::Ended(ExitCause::Exited { code }) if code != 137), "it ended by itself: {ended:?}");
+        assert!(matches!(ended, Observed::Ended(ExitCause::Exited { .. })), "it ended by itself: {ended:?}");
         assert_eq!(code(driver.dial(&subject.session, &subject.instance, Purpose::Control).await), "INSTANCE_NOT_RUNNING");
         subject.end(driver).await;
     }
@@ -128,7 +211,7 @@ async fn an_end_is_told_with_its_cause() {
     // A child process takes all memory, while the kernel is told to prefer the sidecar.
     let starve = "echo 1000 > /proc/1/oom_score_adj; exec tail /dev/zero";
     let ways: [(&[&str], ExitCause); 3] = [
-        (&["kill", "--signal", "KILL"], ExitCause::Exited { code: 137 }),
+        (&["kill", "--signal", "KILL"], ExitCause::Killed { signal: 9 }),
         (&["rm", "--force"], ExitCause::Removed),
         (&["exec", "--detach", "CONTAINER", "sh", "-c", starve], ExitCause::OutOfMemory),
     ];
@@ -147,6 +230,158 @@ async fn an_end_is_told_with_its_cause() {
         assert_eq!(in_time(driver.ended(&subject.session, &subject.instance)).await, cause, "asked again");
         subject.end(driver).await;
     }
+}
+
+#[tokio::test]
+async fn a_paused_container_keeps_what_it_had_and_goes_on() {
+    for mode in [LinkMode::Socket, LinkMode::Exec] {
+        let fixture = Fixture::new(mode);
+        let (driver, subject) = (&fixture.driver, Subject::new());
+        subject.start(driver, WorkspaceSource::Empty).await;
+        subject.ask_health(driver).await;
+        driver.wake(&subject.session, &subject.instance).await.unwrap();
+        for _ in 0..2 {
+            driver.pause(&subject.session, &subject.instance).await.unwrap();
+            assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Paused);
+        }
+        assert!(driver.list().await.unwrap().iter().any(|owned| owned.kind == OwnedKind::Instance && owned.running));
+        for _ in 0..2 {
+            fixture.restarted().wake(&subject.session, &subject.instance).await.unwrap();
+            assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Running);
+        }
+        assert_eq!(subject.ask_health(driver).await.status, "ok");
+        driver.pause(&subject.session, &subject.instance).await.unwrap();
+        driver.start(&subject.session, &subject.instance).await.unwrap();
+        assert_eq!(subject.ask_health(driver).await.status, "ok");
+        driver.pause(&subject.session, &subject.instance).await.unwrap();
+        let began = Instant::now();
+        in_time(driver.stop(&subject.session, &subject.instance, Duration::from_secs(20))).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(20), "it was not waited for in vain: {:?}", began.elapsed());
+        let ended = driver.inspect(&subject.session, &subject.instance).await.unwrap();
+        assert!(matches!(ended, Observed::Ended(_)), "{ended:?}");
+        assert_eq!(code(driver.pause(&subject.session, &subject.instance).await), "INSTANCE_NOT_RUNNING");
+        assert_eq!(code(driver.wake(&subject.session, &subject.instance).await), "INSTANCE_NOT_RUNNING");
+        subject.end(driver).await;
+    }
+}
+
+#[tokio::test]
+async fn a_paused_container_is_watched_and_can_be_removed() {
+    let fixture = Fixture::new(LinkMode::Auto);
+    let driver = &fixture.driver;
+    for way in [["kill", "--signal", "KILL"].as_slice(), ["rm", "--force"].as_slice()] {
+        let subject = Subject::new();
+        subject.start(driver, WorkspaceSource::Empty).await;
+        subject.ask_health(driver).await;
+        let mut ended = Box::pin(driver.ended(&subject.session, &subject.instance));
+        driver.pause(&subject.session, &subject.instance).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(300), &mut ended).await.is_err(), "a pause is no end");
+        let name = container(&subject);
+        docker(&[way, &[name.as_str()]].concat());
+        let expected = if way[0] == "rm" { ExitCause::Removed } else { ExitCause::Killed { signal: 9 } };
+        assert_eq!(in_time(ended).await, expected);
+        subject.end(driver).await;
+    }
+    let subject = Subject::new();
+    subject.start(driver, WorkspaceSource::Empty).await;
+    subject.ask_health(driver).await;
+    driver.pause(&subject.session, &subject.instance).await.unwrap();
+    in_time(driver.remove(&subject.session, &subject.instance)).await.unwrap();
+    assert_eq!(driver.inspect(&subject.session, &subject.instance).await.unwrap(), Observed::Missing);
+    subject.end(driver).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_somebody_removed_is_missed_and_the_image_has_an_identity() {
+    let fixture = Fixture::new(LinkMode::Auto);
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    assert_eq!(driver.missing_volumes(&subject.session).await.unwrap(), ["workspace", "home", "state"]);
+    driver.ensure_volumes(&subject.session).await.unwrap();
+    assert!(driver.missing_volumes(&subject.session).await.unwrap().is_empty());
+    docker(&["volume", "rm", &format!("openagent-{}-workspace", subject.session)]);
+    assert_eq!(driver.missing_volumes(&subject.session).await.unwrap(), ["workspace"]);
+    let identity = docker(&["image", "inspect", "--format", "{{.Id}}", &fixture.options.image]);
+    assert_eq!(driver.ensure_image().await.unwrap(), identity);
+    subject.end(driver).await;
+}
+
+#[tokio::test]
+async fn many_ends_are_watched_by_one_stream() {
+    const MANY: usize = 6;
+    let door = Door::new();
+    let fixture = Fixture::at(LinkMode::Auto, door.endpoint());
+    let driver = &fixture.driver;
+    let subjects: Vec<Subject> = (0..MANY).map(|_| Subject::new()).collect();
+    for subject in &subjects {
+        driver.ensure_volumes(&subject.session).await.unwrap();
+        driver.create(subject.spec()).await.unwrap();
+        driver.start(&subject.session, &subject.instance).await.unwrap();
+    }
+    let before = door.passing.load(Ordering::SeqCst);
+    let mut ends: Vec<_> = subjects.iter().map(|subject| Box::pin(driver.ended(&subject.session, &subject.instance))).collect();
+    for end in &mut ends {
+        assert!(tokio::time::timeout(Duration::from_millis(100), end).await.is_err());
+    }
+    let open = door.passing.load(Ordering::SeqCst);
+    assert!(open <= before + 2, "one after the other looks, and one stream stays: {before} {open}");
+    for subject in subjects.iter().rev() {
+        docker(&["kill", &container(subject)]);
+    }
+    for end in ends {
+        assert_eq!(in_time(end).await, ExitCause::Killed { signal: 9 });
+    }
+    for subject in &subjects {
+        driver.remove(&subject.session, &subject.instance).await.unwrap();
+        driver.remove_volumes(&subject.session).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_end_while_the_engine_was_away_is_the_engines_unless_it_tells_another_cause() {
+    let door = Door::new();
+    let fixture = Fixture::at(LinkMode::Auto, door.endpoint());
+    let driver = &fixture.driver;
+    let [killed, gone, survives] = [(); 3].map(|()| Subject::new());
+    for subject in [&killed, &gone, &survives] {
+        subject.start(driver, WorkspaceSource::Empty).await;
+        subject.ask_health(driver).await;
+    }
+    let mut ends = [&killed, &gone, &survives].map(|subject| Box::pin(driver.ended(&subject.session, &subject.instance)));
+    for end in &mut ends {
+        assert!(tokio::time::timeout(Duration::from_millis(300), end).await.is_err());
+    }
+    let [killed_end, gone_end, mut survives_end] = ends;
+    door.set(Way::Shut).await;
+    docker(&["kill", "--signal", "TERM", &container(&killed)]);
+    docker(&["rm", "--force", &container(&gone)]);
+    docker(&["wait", &container(&killed)]);
+    assert_eq!(code(driver.inspect(&survives.session, &survives.instance).await), "ENGINE_MISSING");
+    door.set(Way::Open).await;
+    assert_eq!(in_time(killed_end).await, ExitCause::EngineStopped);
+    assert_eq!(in_time(gone_end).await, ExitCause::Removed);
+    // The watch goes on over the absence, and later ends are told as what they are.
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut survives_end).await.is_err());
+    docker(&["kill", &container(&survives)]);
+    assert_eq!(in_time(survives_end).await, ExitCause::Killed { signal: 9 });
+    for subject in [&killed, &gone, &survives] {
+        driver.remove(&subject.session, &subject.instance).await.unwrap();
+        driver.remove_volumes(&subject.session).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_holds_up_nobody_longer_than_its_bound() {
+    let door = Door::new();
+    let fixture = Fixture::at(LinkMode::Auto, door.endpoint());
+    let (driver, subject) = (&fixture.driver, Subject::new());
+    door.set(Way::Hanging).await;
+    let began = Instant::now();
+    let (health, one, other, listed) =
+        tokio::join!(driver.health(), driver.create(subject.spec()), driver.inspect(&subject.session, &subject.instance), driver.list());
+    assert_eq!([code(health), code(one), code(other), code(listed)], ["ENGINE_TIMEOUT"; 4].map(str::to_owned));
+    assert!(began.elapsed() < Duration::from_secs(15), "they wait side by side: {:?}", began.elapsed());
+    door.set(Way::Open).await;
+    assert!(in_time(driver.health()).await.is_ok());
 }
 
 #[tokio::test]
@@ -258,7 +493,7 @@ async fn an_engine_that_is_missing_or_down_is_told_apart() {
     let socket = folder.path().join("engine.sock");
     assert_eq!(code(at(&socket).health().await), "ENGINE_MISSING");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-    assert_eq!(code(at(&socket).health().await), "ENGINE_DOWN");
+    assert_eq!(code(at(&socket).health().await), "ENGINE_UNREACHABLE");
     let health = Fixture::new(LinkMode::Auto).driver.health().await.unwrap();
     assert!(health.contains("Docker") || health.contains("Podman"), "{health}");
 }
