@@ -7,10 +7,15 @@ pub mod client;
 pub mod engine;
 pub mod engine_proxy;
 pub mod events;
+pub mod instance;
 pub mod leak;
+pub mod orphan;
+pub mod own_engine;
+pub mod process;
 pub mod pty;
 pub mod refusal;
 pub mod shell;
+pub mod witness;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +26,9 @@ use tempfile::TempDir;
 
 use crate::model::ScriptedModel;
 pub use client::Clients;
+use engine_proxy::EngineProxy;
+use own_engine::OwnEngine;
+use process::Process;
 
 /// Longest wait for anything that a healthy system does; generous, since two cores may run several agents at once.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -51,6 +59,8 @@ pub struct World {
     root: TempDir,
     driver: Driver,
     environment: BTreeMap<String, String>,
+    /// The engine itself, whatever stands between it and the daemon.
+    engine_socket: PathBuf,
     daemon: Option<std::process::Child>,
     /// The model server that the providers `scripted`, `scripted-openai`, `scripted-anthropic` and `scripted-direct` point at.
     pub model: ScriptedModel,
@@ -86,6 +96,17 @@ pub fn opencode() -> PathBuf {
     )
 }
 
+/// The light stand-in for OpenCode: `cargo` builds it beside the tests.
+///
+/// # Panics
+/// When it is not there.
+#[must_use]
+pub fn stand_in_agent() -> PathBuf {
+    let test = std::env::current_exe().expect("a program knows where it is");
+    let mut folders = test.ancestors().skip(1).take(2).map(|folder| folder.join("stand-in-agent"));
+    folders.find(|program| program.exists()).expect("the stand-in is built with the tests of this package")
+}
+
 impl World {
     /// A world with a model server and no daemon yet.
     ///
@@ -115,8 +136,42 @@ impl World {
             }
         }
         std::fs::create_dir(root.path().join("home")).expect("the temporary folder is ours");
-        let world = Self { root, driver, environment, daemon: None, model };
+        let world = Self { root, driver, environment, engine_socket: orphan::machine_engine(), daemon: None, model };
         world.write_config("");
+        world
+    }
+
+    /// A world whose daemon reaches the machine's engine through a proxy; no daemon runs yet. Make the proxy first, so that it is dropped last.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub async fn behind(proxy: &EngineProxy) -> Self {
+        let mut world = Self::new(Driver::Docker).await;
+        world.engine_socket = proxy.engine().to_owned();
+        world.set_env("OPENAGENT_DOCKER_HOST", &format!("unix://{}", proxy.socket().display()));
+        world
+    }
+
+    /// A world on an engine of its own; no daemon runs yet. Make the engine first, so that it is dropped last.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub async fn on(engine: &OwnEngine) -> Self {
+        let mut world = Self::new(Driver::Docker).await;
+        world.engine_socket = engine.socket();
+        world.set_env("OPENAGENT_DOCKER_HOST", &format!("unix://{}", engine.socket().display()));
+        world.set_env("OPENAGENT_IMAGE", &own_engine::image());
+        world
+    }
+
+    /// A world on the local driver whose agent is the light stand-in, which needs no model; a session of it starts in the time of a few processes and takes a
+    /// few MB. No daemon runs yet.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub async fn light() -> Self {
+        let mut world = Self::new(Driver::Local).await;
+        world.set_env("OPENAGENT_OPENCODE", &stand_in_agent().display().to_string());
         world
     }
 
@@ -158,6 +213,10 @@ impl World {
     pub fn write_config(&self, more: &str) {
         let url = self.model.base_url();
         let mut text = String::from(more);
+        if !more.contains("[pool]") {
+            // Prepared instances would be left over when all sessions are removed; tests of them ask for them.
+            text.push_str("\n[pool]\nsize = 0\n");
+        }
         for (id, kind, route) in [
             ("scripted", "openai-compatible", "host"),
             ("scripted-openai", "openai", "host"),
@@ -195,6 +254,18 @@ impl World {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.path("run/openagentd.sock")
+    }
+
+    /// The engine's own socket.
+    #[must_use]
+    pub fn engine_socket(&self) -> &Path {
+        &self.engine_socket
+    }
+
+    /// The daemon's process, if this world has started one and it runs.
+    #[must_use]
+    pub fn daemon_process(&self) -> Option<Process> {
+        Process::of(i32::try_from(self.daemon.as_ref()?.id()).ok()?)
     }
 
     /// The daemon's process id.
@@ -322,7 +393,7 @@ impl World {
             for session in clients.list().await {
                 clients.remove(&session.id).await;
             }
-            let left = if self.driver == Driver::Docker { self.left_at_engine().await } else { self.left_in_folders() };
+            let left = self.belongings().await;
             assert!(left.is_empty(), "left behind: {left:?}");
             self.stop().await;
         }
@@ -345,25 +416,6 @@ impl World {
         let mut clients = self.clients().await;
         let status = clients.daemon.get_status(openagent_proto::v1::GetStatusRequest {}).await.expect("the daemon answers");
         nix::unistd::Pid::from_raw(i32::try_from(status.into_inner().pid).expect("process ids are small"))
-    }
-
-    async fn left_at_engine(&self) -> Vec<String> {
-        let digest = <sha2::Sha256 as sha2::Digest>::digest(self.path("state").as_os_str().as_encoded_bytes());
-        let label = format!("dev.openagent.state={}", hex::encode(&digest[..8]));
-        let engine = bollard::Docker::connect_with_defaults().expect("the engine is there");
-        let filters = std::collections::HashMap::from([("label".to_owned(), vec![label])]);
-        let containers = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-        let volumes = bollard::query_parameters::ListVolumesOptionsBuilder::default().filters(&filters).build();
-        let mut left: Vec<String> =
-            engine.list_containers(Some(containers)).await.expect("the engine answers").into_iter().filter_map(|c| c.id).collect();
-        let volumes = engine.list_volumes(Some(volumes)).await.expect("the engine answers");
-        left.extend(volumes.volumes.unwrap_or_default().into_iter().map(|volume| volume.name));
-        left
-    }
-
-    fn left_in_folders(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.path("state/local")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path().display().to_string()).collect()
     }
 }
 
@@ -390,5 +442,6 @@ impl Drop for World {
             // It was started on demand, and is nobody's child.
             let _ = self.command("openagent").args(["daemon", "stop"]).stdin(Stdio::null()).output();
         }
+        self.sweep();
     }
 }

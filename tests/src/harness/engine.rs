@@ -71,7 +71,14 @@ impl Container {
     /// # Panics
     /// When there is not exactly one, or the engine does not answer.
     pub async fn of(session: &str) -> Self {
-        let client = Docker::connect_with_defaults().expect("the engine is there");
+        Self::at(Docker::connect_with_defaults().expect("the engine is there"), session).await
+    }
+
+    /// The container of a session at an engine.
+    ///
+    /// # Panics
+    /// When there is not exactly one, or the engine does not answer.
+    pub async fn at(client: Docker, session: &str) -> Self {
         let filters = std::collections::HashMap::from([("label", vec![format!("dev.openagent.session={session}")])]);
         let options = ListContainersOptionsBuilder::default().filters(&filters).build();
         let found = client.list_containers(Some(options)).await.expect("the engine answers");

@@ -22,6 +22,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -32,6 +33,9 @@ use super::client::within;
 
 /// Calls that are remembered; further ones are only counted.
 const CALLS_MAX: usize = 10_000;
+
+/// Name of its socket.
+const SOCKET: &str = "docker.sock";
 
 /// Time for the proxy to do what it is told.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(10);
@@ -174,7 +178,7 @@ enum Command {
 
 /// The proxy. Dropped, it ends.
 pub struct EngineProxy {
-    socket: PathBuf,
+    folder: TempDir,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     stop: CancellationToken,
@@ -183,12 +187,14 @@ pub struct EngineProxy {
 }
 
 impl EngineProxy {
-    /// A proxy that listens at `socket` and calls the engine behind the socket `engine`.
+    /// A proxy before the engine behind the socket `engine`.
     ///
     /// # Panics
     /// When it cannot listen.
     #[must_use]
-    pub fn start(socket: PathBuf, engine: &Path) -> Self {
+    pub fn before(engine: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("oa-proxy-").tempdir_in("/tmp").expect("a temporary folder can be made");
+        let socket = folder.path().join(SOCKET);
         let shared = Arc::new(Shared { engine: engine.to_owned(), rules: Mutex::default(), calls: Mutex::default() });
         let stop = CancellationToken::new();
         let (commands, inbox) = mpsc::channel(1);
@@ -197,18 +203,24 @@ impl EngineProxy {
             let _inside = runtime.enter();
             UnixListener::bind(&socket).unwrap_or_else(|error| panic!("{}: {error}", socket.display()))
         };
-        let door = Door { socket: socket.clone(), shared: shared.clone(), listener: Some(listener), connections: JoinSet::new() };
+        let door = Door { socket, shared: shared.clone(), listener: Some(listener), connections: JoinSet::new() };
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             runtime.block_on(stopped.run_until_cancelled_owned(door.run(inbox)));
         });
-        Self { socket, shared, commands, stop, thread: Some(thread), next_rule: std::sync::atomic::AtomicU64::new(1) }
+        Self { folder, shared, commands, stop, thread: Some(thread), next_rule: std::sync::atomic::AtomicU64::new(1) }
     }
 
-    /// Its address, as `OPENAGENT_DOCKER_HOST` wants it.
+    /// The engine's socket.
     #[must_use]
-    pub fn endpoint(&self) -> String {
-        format!("unix://{}", self.socket.display())
+    pub fn engine(&self) -> &Path {
+        &self.shared.engine
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join(SOCKET)
     }
 
     /// A rule for calls of a method (`*`: any) on a path that begins with these segments, of which `*` is any one: `rule("POST", "containers/*/start", …)`.
@@ -280,8 +292,6 @@ impl Drop for EngineProxy {
         {
             eprintln!("the engine's proxy has panicked");
         }
-        // It may be gone with its folder.
-        let _ = std::fs::remove_file(&self.socket);
     }
 }
 

@@ -1,4 +1,4 @@
-//! A followed history that checks what every history must hold: numbers are dense and each event comes once.
+//! A followed history that checks what every history must hold: numbers are dense above the floor, ascend below it, and each event comes once.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,7 +14,9 @@ use super::PATIENCE;
 pub struct Events {
     stream: Streaming<v1::SubscribeResponse>,
     last: u64,
-    /// Recorded events so far.
+    /// Events up to here were compacted; 0 where none were.
+    pub floor: u64,
+    /// Recorded events so far, since the last snapshot.
     pub seen: Vec<v1::Event>,
     /// Letters so far, by part.
     pub letters: HashMap<String, String>,
@@ -26,7 +28,7 @@ pub struct Events {
 
 impl Events {
     pub(super) fn new(stream: Streaming<v1::SubscribeResponse>, after: u64) -> Self {
-        Self { stream, last: after, seen: vec![], letters: HashMap::new(), pieces: 0, caught_up: false }
+        Self { stream, last: after, floor: 0, seen: vec![], letters: HashMap::new(), pieces: 0, caught_up: false }
     }
 
     /// The next item; `None` at the end of the stream.
@@ -39,7 +41,11 @@ impl Events {
         let item = next.expect("the stream does not break")?.item.expect("an item is never empty");
         match &item {
             Item::Event(event) => {
-                assert_eq!(event.seq, self.last + 1, "events are dense and come once");
+                if event.seq > self.floor {
+                    assert_eq!(event.seq, self.last.max(self.floor) + 1, "events above the floor are dense and come once");
+                } else {
+                    assert!(event.seq > self.last, "event {} comes behind event {}", event.seq, self.last);
+                }
                 self.last = event.seq;
                 self.seen.push(event.clone());
             }
@@ -53,6 +59,11 @@ impl Events {
                 self.pieces += 1;
             }
             Item::CaughtUp(_) => self.caught_up = true,
+            Item::Snapshot(snapshot) => {
+                self.floor = snapshot.floor_seq;
+                self.last = 0;
+                self.seen.clear();
+            }
         }
         Some(item)
     }
@@ -76,7 +87,7 @@ impl Events {
                         return found;
                     }
                 }
-                Some(Item::Delta(_) | Item::CaughtUp(_)) => {}
+                Some(Item::Delta(_) | Item::CaughtUp(_) | Item::Snapshot(_)) => {}
                 None => panic!("the stream ended before {what}; last were {:#?}", self.tail()),
             }
         }
