@@ -18,7 +18,7 @@ const FLOOD_TURNS: usize = 4;
 const FLOOD_PROMPT_BYTES: usize = 400_000;
 
 fn subscription(id: &str, after_seq: u64, follow: bool) -> v1::SubscribeRequest {
-    v1::SubscribeRequest { session_id: id.to_owned(), after_seq, follow, deltas: false }
+    v1::SubscribeRequest { session_id: id.to_owned(), after_seq, follow, ..Default::default() }
 }
 
 async fn subscribed(clients: &mut Clients, request: v1::SubscribeRequest) -> Streaming<v1::SubscribeResponse> {
@@ -133,7 +133,7 @@ async fn a_late_reader_gets_the_letters_so_far_and_then_the_rest() {
     while recorded.len() < early.seen.len() {
         match next(&mut without).await.expect("it goes on").expect("it goes on") {
             Item::Event(event) => recorded.push(event),
-            Item::CaughtUp(_) => {}
+            Item::Snapshot(_) | Item::CaughtUp(_) => {}
             Item::Delta(delta) => panic!("letters were not asked for: {delta:?}"),
         }
     }

@@ -219,7 +219,7 @@ fn a_compacted_history_replaces_what_was_shown_and_says_so() {
     for (seq, title) in [(7, "kept"), (40, "kept too"), (91, "dense")] {
         update(&mut state, event(seq, title));
     }
-    let screen = drawn(&mut state);
+    let screen = drawn(&mut state).to_string();
     assert!(screen.contains("older events were compacted: 88 of the first 90 are no longer kept"), "{screen}");
     assert!(screen.contains("kept too") && screen.contains("dense") && !screen.contains("forgotten"), "{screen}");
     assert!(!screen.contains("did not arrive"), "{screen}");
