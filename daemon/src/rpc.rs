@@ -17,15 +17,18 @@ pub mod vault;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use nix::unistd::geteuid;
+use openagent_core::config::OnShutdown;
 use openagent_core::session::PROMPT_MAX_BYTES;
 use openagent_core::time::Timestamp;
 use openagent_proto::{FILE_DESCRIPTOR_SET, v1};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -53,6 +56,8 @@ pub struct Context {
     pub state_dir: PathBuf,
     /// Ends the daemon.
     pub shutdown: CancellationToken,
+    /// What becomes of sessions then.
+    pub on_shutdown: Arc<watch::Sender<OnShutdown>>,
 }
 
 /// Defaults of new sessions.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use openagent_core::config::{Config, DriverName, Paths};
+use openagent_core::config::{Config, DriverName, OnShutdown, Paths};
 use openagent_core::session::Fault;
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +26,7 @@ use crate::relay::ModelRelay;
 use crate::rpc::{self, Context, Defaults};
 use crate::session::admission::{Admission, Bounds};
 use crate::session::directory::Directory;
+use crate::session::pool::{Pool, Template};
 use crate::session::{SessionRegistry, Shared};
 use crate::store::Store;
 use crate::task::Tasks;
@@ -78,6 +79,7 @@ pub async fn run(options: Options) -> Result<(), Fault> {
 
     let tasks = Tasks::new();
     let store = Store::open_with_reserve(&paths.store_dir, config.store.reserve_bytes).await.map_err(|error| error.fault())?;
+    store.bound_histories(config.history).await.map_err(|error| error.fault())?;
     let listener = rpc::listen(&paths.socket).await.map_err(|error| serve_fault(&error))?;
     let vault = Vault::open(store.clone(), &paths.master_key_file).await.map_err(|error| error.fault())?;
     let catalogue = Arc::new(
@@ -97,6 +99,13 @@ pub async fn run(options: Options) -> Result<(), Fault> {
         rules: watch::Sender::new(Arc::new(rules)),
         directory: Arc::new(Directory::default()),
         admission: Admission::new(bounds(&config)),
+        pool: Pool::new(Template {
+            config: config.pool,
+            model: config.session.model.clone(),
+            agent: config.session.agent.clone(),
+            permission_mode: config.session.permission_mode,
+            limits: config.session.limits,
+        }),
         tasks: tasks.clone(),
         stop_grace: Duration::from_millis(config.daemon.stop_grace_millis),
     });
@@ -105,9 +114,10 @@ pub async fn run(options: Options) -> Result<(), Fault> {
     tracing::info!(sessions, socket = %paths.socket.display(), "ready");
 
     let shutdown = CancellationToken::new();
+    let on_shutdown = Arc::new(watch::Sender::new(config.daemon.on_shutdown));
     end_on_signal(&tasks, shutdown.clone())?;
     let context = Context {
-        registry,
+        registry: registry.clone(),
         defaults: Defaults {
             model: config.session.model.clone(),
             agent: config.session.agent.clone(),
@@ -120,9 +130,16 @@ pub async fn run(options: Options) -> Result<(), Fault> {
         socket: paths.socket.clone(),
         state_dir: paths.state_dir.clone(),
         shutdown: shutdown.clone(),
+        on_shutdown: Arc::clone(&on_shutdown),
     };
     let served = rpc::serve(context, listener, DRAIN).await;
-    tracing::info!("ending; sessions go on running");
+    match *on_shutdown.borrow() {
+        OnShutdown::Keep => tracing::info!("ending; sessions go on running"),
+        OnShutdown::Stop => {
+            tracing::info!("ending; sessions are stopped");
+            registry.stop_all().await;
+        }
+    }
     let left = tasks.shutdown(DRAIN).await;
     if left > 0 {
         tracing::warn!(left, "tasks were dropped");

@@ -12,6 +12,7 @@ pub mod directory;
 pub mod link;
 pub mod live;
 pub mod pending;
+pub mod pool;
 pub mod presence;
 pub mod registry;
 pub mod step;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub directory: Arc<directory::Directory>,
     /// Room to run.
     pub admission: admission::Admission,
+    /// Prepared instances.
+    pub pool: pool::Pool,
     /// Tasks.
     pub tasks: Tasks,
     /// Time for an agent to end by itself.

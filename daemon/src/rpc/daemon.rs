@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use openagent_core::config::OnShutdown;
 use openagent_proto::{PROTOCOL, v1};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -34,6 +35,7 @@ impl v1::daemon_service_server::DaemonService for Daemon {
         let views = shared.directory.all();
         let running = views.iter().filter(|view| view.record.lifecycle.holds_instance() && view.queue_position == 0).count();
         let (bounds, load) = (shared.admission.bounds(), *shared.admission.load().borrow());
+        let (warm_ready, warm_wanted) = shared.pool.counts();
         let unwritable = shared.store.condition().borrow().fault();
         let health = shared.driver.health().await;
         let driver = v1::DriverStatus {
@@ -58,8 +60,8 @@ impl v1::daemon_service_server::DaemonService for Daemon {
             max_running: bounds.running,
             memory_reserved_bytes: load.memory_bytes,
             memory_budget_bytes: bounds.memory_bytes,
-            warm_ready: 0,
-            warm_wanted: 0,
+            warm_ready,
+            warm_wanted,
             store: Some(v1::StoreStatus { writable: unwritable.is_none(), fault: unwritable.as_ref().map(convert::fault) }),
         }))
     }
@@ -98,7 +100,12 @@ impl v1::daemon_service_server::DaemonService for Daemon {
         }))
     }
 
-    async fn shutdown(&self, _: Request<v1::ShutdownRequest>) -> Result<Response<v1::ShutdownResponse>, Status> {
+    async fn shutdown(&self, request: Request<v1::ShutdownRequest>) -> Result<Response<v1::ShutdownResponse>, Status> {
+        match request.into_inner().sessions() {
+            v1::ShutdownSessions::Unspecified => {}
+            v1::ShutdownSessions::Keep => drop(self.0.on_shutdown.send_replace(OnShutdown::Keep)),
+            v1::ShutdownSessions::Stop => drop(self.0.on_shutdown.send_replace(OnShutdown::Stop)),
+        }
         tracing::info!("a client asked the daemon to end");
         self.0.shutdown.cancel();
         Ok(Response::new(v1::ShutdownResponse {}))

@@ -116,6 +116,8 @@ pub struct Actor {
     token: Option<Secret>,
     /// Of the sidecar of a prepared instance, until the ladder is at its registration.
     claimed: Option<Credentials>,
+    /// The ladder is climbed with a prepared instance.
+    prepared: bool,
     /// The room that the instance takes.
     permit: Option<Permit>,
     /// Ends the wait for room when dropped.
@@ -188,6 +190,7 @@ impl Actor {
             live: None,
             token: None,
             claimed: None,
+            prepared: false,
             permit: None,
             waiting: None,
             queue_position: 0,
@@ -222,6 +225,7 @@ impl Actor {
             }
             Birth::Claimed(credentials, permit) => {
                 self.claimed = Some(credentials);
+                self.prepared = true;
                 self.permit = Some(permit);
                 let instance = self.record.instance.as_ref().map_or_else(new_instance, |instance| instance.id.clone());
                 self.lifecycle(LifecycleInput::Claim(instance));

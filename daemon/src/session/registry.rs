@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::actor::{Actor, Birth};
-use super::{SessionHandle, Shared};
+use super::{Command, SessionHandle, Shared};
 use crate::driver::OwnedKind;
 use crate::event::LogInfo;
 use crate::store::{SessionRecord, StoreError};
@@ -23,6 +23,9 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 
 /// Longest time between two looks for idle sessions while others wait for room.
 const MAKE_ROOM_PAUSE: Duration = Duration::from_secs(2);
+
+/// Time for an engine to remove what has ended, beyond the grace period of a stop.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
 
 /// All sessions.
 #[derive(Clone)]
@@ -68,6 +71,8 @@ impl SessionRegistry {
         self.shared.tasks.spawn("reconcile", async move {
             stop.run_until_cancelled(registry.reconcile()).await;
         });
+        let shared = Arc::clone(&self.shared);
+        self.shared.tasks.spawn("warm-pool", async move { shared.pool.keep(&shared).await });
         let (registry, stop) = (self.clone(), self.shared.tasks.token().clone());
         self.shared.tasks.spawn("make-room", async move {
             stop.run_until_cancelled(registry.make_room()).await;
@@ -112,6 +117,7 @@ impl SessionRegistry {
         for thing in owned {
             let known = self.get(&thing.session).map(|handle| handle.view());
             let wanted = match (&known, &thing.instance, thing.kind) {
+                (None, _, _) if self.shared.pool.owns(&thing.session) => true,
                 (None, _, _) | (Some(_), _, OwnedKind::Reader) => false,
                 (Some(_), _, OwnedKind::Volume) => true,
                 (Some(view), instance, OwnedKind::Instance) => {
@@ -142,9 +148,19 @@ impl SessionRegistry {
         if self.with(|sessions| sessions.len()) >= SESSIONS_MAX {
             return Err(Fault::new("RESOURCE_EXHAUSTED", "there are too many sessions", "remove old ones: openagent rm ID"));
         }
-        let record = SessionRecord { session, lifecycle: Lifecycle::default(), instance: None, keys_version: 0 };
+        let mut record = SessionRecord { session, lifecycle: Lifecycle::default(), instance: None, keys_version: 0 };
+        let (birth, owned) = match self.shared.pool.claim(&self.shared, &record.session).await {
+            Some(slot) => {
+                record.session.id = slot.session.id.clone();
+                record.instance = Some(slot.instance);
+                (Birth::Claimed(slot.credentials, slot.permit), Some(slot.owned))
+            }
+            None => (Birth::New, None),
+        };
+        // A prepared instance is lost with a record that cannot be stored: nobody owns it any more, and it is removed as such.
         self.shared.store.put_session(&record).await.map_err(|error| error.fault())?;
-        let (handle, raised) = self.raise(record, LogInfo::default(), Birth::New);
+        let (handle, raised) = self.raise(record, LogInfo::default(), birth);
+        drop(owned);
         // Whoever made it sees it being created, not the stopped session that it is before its actor runs.
         let _ = raised.await;
         Ok(handle)
@@ -183,6 +199,21 @@ impl SessionRegistry {
         }
         let info = LogInfo { last_seq: view.last_seq, journal_seq: 0, updated_at: Some(view.updated_at), usage: view.usage };
         self.raise(record, info, Birth::Found);
+    }
+
+    /// Stops every session that has an instance, or waits for one, all at once. Bounded by the grace period that each gets; what has not ended then is ended by
+    /// the next daemon.
+    pub async fn stop_all(&self) {
+        let handles: Vec<SessionHandle> = self.with(|sessions| sessions.values().cloned().collect());
+        let stops = handles.into_iter().filter(|handle| handle.view().record.lifecycle.holds_instance()).map(|handle| async move {
+            if let Err(fault) = handle.ask(|reply| Command::Stop(None, reply)).await {
+                tracing::warn!(session = %handle.id(), %fault, "a session was not stopped");
+            }
+        });
+        let all = futures::future::join_all(stops);
+        if tokio::time::timeout(self.shared.stop_grace + STOP_MARGIN, all).await.is_err() {
+            tracing::warn!("some sessions did not stop in time");
+        }
     }
 
     /// The session of this id.

@@ -55,6 +55,12 @@ fn lost_thread() -> Fault {
 }
 
 impl StepRun {
+    /// At the foot of the ladder of a new session.
+    #[must_use]
+    pub const fn new(shared: Arc<Shared>, session: Session, instance: InstanceId) -> Self {
+        Self { shared, session, instance, token: None, claimed: None, connected: None, keys_version: 0, keeps_volumes: false }
+    }
+
     /// Does one step; gives what came of it and how long it took, in milliseconds.
     ///
     /// # Errors
@@ -86,7 +92,9 @@ impl StepRun {
             Step::Workspace => driver.fill_workspace(id, &self.instance, self.session.workspace.clone()).await?,
             Step::Start => driver.start(id, &self.instance).await?,
             Step::Register => {
-                let (client, credentials) = self.register().await?;
+                let (client, credentials) = self.connect().await?;
+                let bytes = credentials.to_bytes();
+                self.shared.vault.seal_record(CREDENTIALS, id, &bytes).await.map_err(|error| error.fault())?;
                 return Ok(Yield::Connected(client, credentials));
             }
             Step::Keys => {
@@ -111,7 +119,11 @@ impl StepRun {
         Err(Fault::new("VOLUME_LOST", message, "its history can still be read: openagent logs ID; then remove it: openagent rm ID"))
     }
 
-    async fn register(&self) -> Result<(SidecarClient, Credentials), Fault> {
+    /// A connection to the sidecar, which registers by it unless it has done so.
+    ///
+    /// # Errors
+    /// The driver's or the sidecar's fault.
+    pub async fn connect(&self) -> Result<(SidecarClient, Credentials), Fault> {
         let id = &self.session.id;
         let stream = match self.shared.driver.dial(id, &self.instance, Purpose::Control).await {
             Ok(stream) => stream,
@@ -132,28 +144,13 @@ impl StepRun {
         }
         let token = self.token.as_ref().ok_or_else(lost_thread)?;
         let credentials = client.register(id, token).await.map_err(|error| error.fault())?;
-        let client = client.with_bearer(credentials.bearer.clone());
-        self.shared.vault.seal_record(CREDENTIALS, id, &credentials.to_bytes()).await.map_err(|error| error.fault())?;
-        Ok((client, credentials))
+        Ok((client.with_bearer(credentials.bearer.clone()), credentials))
     }
 
     /// Everything that the agent is to know.
     #[must_use]
     pub fn start_agent(&self) -> wire::StartAgent {
-        let session = &self.session;
-        let own = session.model.split_once('/').map_or("", |(provider, _)| provider);
-        let catalogue = &self.shared.catalogue;
-        let usable = |provider: &&Provider| provider.id == own || !provider.needs_key || self.shared.has_key(&provider.id);
-        let allow = session.permission_rules.iter().chain(self.shared.rules.borrow().iter()).map(allow_rule).collect();
-        wire::StartAgent {
-            title: session.title_is_users.then(|| session.title.clone()),
-            model: session.model.clone(),
-            agent: session.agent.clone(),
-            permission_mode: session.permission_mode.name().to_owned(),
-            allow,
-            providers: catalogue.providers().iter().filter(usable).map(agent_provider).collect(),
-            warm: false,
-        }
+        start_agent(&self.shared, &self.session)
     }
 
     /// Undoes steps, in the order given. Undoing must not fail for good: what cannot be undone now is found by its label later.
@@ -190,6 +187,23 @@ impl StepRun {
             Step::Volume => driver.remove_volumes(id).await,
             Step::Admission | Step::Image | Step::Workspace | Step::Register | Step::Keys | Step::Agent => Ok(()),
         }
+    }
+}
+
+/// Everything that the agent of a session is to know.
+#[must_use]
+pub fn start_agent(shared: &Shared, session: &Session) -> wire::StartAgent {
+    let own = session.model.split_once('/').map_or("", |(provider, _)| provider);
+    let usable = |provider: &&Provider| provider.id == own || !provider.needs_key || shared.has_key(&provider.id);
+    let allow = session.permission_rules.iter().chain(shared.rules.borrow().iter()).map(allow_rule).collect();
+    wire::StartAgent {
+        title: session.title_is_users.then(|| session.title.clone()),
+        model: session.model.clone(),
+        agent: session.agent.clone(),
+        permission_mode: session.permission_mode.name().to_owned(),
+        allow,
+        providers: shared.catalogue.providers().iter().filter(usable).map(agent_provider).collect(),
+        warm: false,
     }
 }
 

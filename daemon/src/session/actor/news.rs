@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use openagent_core::event::{AgentProcess, Busy, EventKind, StepOutcome};
+use openagent_core::event::{AgentExit, AgentProcess, Busy, EventKind, StepOutcome};
 use openagent_core::id::{InstanceId, RequestId};
 use openagent_core::instance::ExitCause;
 use openagent_core::permission::{PATTERNS_MAX, PermissionResponse, PermissionRule};
@@ -158,6 +158,7 @@ impl Actor {
                 self.fresh_journal |= step == Step::Volume && !self.record.lifecycle.workspace_ready();
                 self.lifecycle(LifecycleInput::StepDone(instance, step));
                 if matches!(self.record.lifecycle.state(), State::Active { .. }) {
+                    self.prepared = false;
                     self.jobs.extend(self.prompts.drain(..).map(Job::Deliver));
                     self.replies.append(&mut self.wakers);
                 }
@@ -165,7 +166,9 @@ impl Actor {
             Err(fault) => {
                 self.tell(EventKind::Step { step, outcome: StepOutcome::Failed { fault: fault.clone() } });
                 self.instance_ended(Some(ExitCause::NotStarted));
-                self.lifecycle(LifecycleInput::StepFailed(instance, step, fault));
+                // A prepared instance that does not work is no fault of the session's: it gets one of its own.
+                let own = step == Step::Workspace || !std::mem::take(&mut self.prepared);
+                self.lifecycle(if own { LifecycleInput::StepFailed(instance, step, fault) } else { LifecycleInput::Interrupted });
             }
         }
     }
@@ -200,12 +203,13 @@ impl Actor {
                     self.jobs.push(Job::Answer(answer, vec![], None));
                 }
             }
-            EventKind::Agent { process: AgentProcess::Exited { restart_in_millis: None, code } } => {
-                let fault = Fault::new(
-                    "AGENT_GAVE_UP",
-                    format!("the agent's program ended again and again (last with code {code})"),
-                    "look at: openagent logs ID; then resume it: openagent resume ID",
-                );
+            EventKind::Agent { process: AgentProcess::Exited { restart_in_millis: None, code, cause } } => {
+                let hint = match cause {
+                    AgentExit::OutOfMemory => "give its sessions more memory in the configuration, then resume it: openagent resume ID",
+                    AgentExit::Ended | AgentExit::Unresponsive => "look at: openagent logs ID; then resume it: openagent resume ID",
+                };
+                let message = format!("the agent's program ended again and again; at last it {}", cause.sentence(*code));
+                let fault = Fault::new("AGENT_GAVE_UP", message, hint);
                 if let Some(instance) = self.record.lifecycle.instance().cloned() {
                     self.lifecycle(LifecycleInput::InstanceEnded(instance, fault));
                 }
