@@ -235,7 +235,43 @@ pub enum AgentProcess {
         /// Milliseconds until it is started again; absent when it was given up.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         restart_in_millis: Option<u64>,
+        /// What ended it.
+        #[serde(default, skip_serializing_if = "AgentExit::is_ended")]
+        cause: AgentExit,
     },
+}
+
+/// What ended the agent's server process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentExit {
+    /// It ended by itself, or nothing more is known than its code.
+    #[default]
+    Ended,
+    /// The kernel killed it because the memory was used up.
+    OutOfMemory,
+    /// It ran and no longer answered, so it was killed.
+    Unresponsive,
+}
+
+impl AgentExit {
+    /// Nothing more is known than the code.
+    #[must_use]
+    pub const fn is_ended(&self) -> bool {
+        matches!(self, Self::Ended)
+    }
+
+    /// What happened to the agent, in a few words that follow its name; `code` as in [`AgentProcess::Exited`].
+    #[must_use]
+    pub fn sentence(self, code: i32) -> String {
+        match self {
+            Self::Ended if code > 128 => format!("was killed by signal {}", code - 128),
+            Self::Ended if code < 0 => "could not be started".to_owned(),
+            Self::Ended => format!("exited with code {code}"),
+            Self::OutOfMemory => "ran out of memory".to_owned(),
+            Self::Unresponsive => "no longer answered and was killed".to_owned(),
+        }
+    }
 }
 
 /// What the agent does.

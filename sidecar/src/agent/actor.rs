@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openagent_core::event::{AgentProcess, EventKind};
+use openagent_core::event::{AgentExit, AgentProcess, EventKind};
 use openagent_core::id::ConversationId;
 use openagent_core::time::Timestamp;
 use openagent_proto::sidecar::{AgentStarted, ErrorCode, PermissionReply, Prompt, Prompted, QuestionReply, StartAgent};
@@ -347,7 +347,7 @@ impl Actor {
         match &started {
             Ok(_) => self.wanted = Some(start),
             // A first start that failed is left to whoever asked for it.
-            Err(_) if again => self.back_off(-1).await,
+            Err(_) if again => self.back_off(-1, AgentExit::Ended).await,
             Err(_) => {}
         }
         if let Some(title) = title {
@@ -430,6 +430,7 @@ impl Actor {
 
     /// The process has ended by itself.
     async fn exited(&mut self, code: i32) {
+        let cause = AgentExit::Ended;
         let phase = std::mem::replace(&mut self.phase, Phase::Down);
         if let Phase::Up(mut up) = phase {
             // What waits behind a gap that was not closed is read again with it, from OpenCode's durable events.
@@ -445,10 +446,10 @@ impl Actor {
         }
         let outputs = self.translator.died();
         self.tell(outputs).await;
-        self.back_off(code).await;
+        self.back_off(code, cause).await;
     }
 
-    async fn back_off(&mut self, code: i32) {
+    async fn back_off(&mut self, code: i32, cause: AgentExit) {
         let now = Instant::now();
         self.exits.retain(|exit| now.duration_since(*exit) < EXITS_WINDOW);
         self.exits.push(now);
@@ -467,7 +468,7 @@ impl Actor {
             return;
         }
         let restart_in_millis = pause.map(|pause| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
-        self.record(EventKind::Agent { process: AgentProcess::Exited { code, restart_in_millis } }).await;
+        self.record(EventKind::Agent { process: AgentProcess::Exited { code, restart_in_millis, cause } }).await;
     }
 
     async fn restart(&mut self) {

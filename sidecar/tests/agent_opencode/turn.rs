@@ -103,7 +103,7 @@ async fn a_killed_agent_comes_back_and_what_it_left_open_is_closed() {
     let asked = world.until_asked().await;
     kill(&world);
     let exited = |kind: &EventKind| match kind {
-        EventKind::Agent { process: AgentProcess::Exited { code, restart_in_millis } } => Some((*code, *restart_in_millis)),
+        EventKind::Agent { process: AgentProcess::Exited { code, restart_in_millis, .. } } => Some((*code, *restart_in_millis)),
         _ => None,
     };
     assert_eq!(world.until("exit", exited).await, (137, Some(500)));

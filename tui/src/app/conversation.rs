@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use openagent_core::cursor::{Advance, Cursor};
 use openagent_core::event::{
-    AgentProcess, Busy, Event, EventKind, FileDiff, Message, Part, PartBody, PartDelta, Role, StepOutcome, TodoItem, TurnOutcome,
+    AgentExit, AgentProcess, Busy, Event, EventKind, FileDiff, Message, Part, PartBody, PartDelta, Role, StepOutcome, TodoItem, TurnOutcome,
 };
 use openagent_core::id::{ConversationId, MessageId, PartId, SessionId};
 use openagent_core::permission::PermissionResponse;
@@ -62,6 +62,8 @@ pub enum EntryKind {
         code: i32,
         /// Milliseconds until it is started again; `None` when it was given up.
         restart_in_millis: Option<u64>,
+        /// What ended it.
+        cause: AgentExit,
     },
     /// A turn ended other than well.
     TurnEnded(TurnOutcome),
@@ -255,8 +257,8 @@ impl Conversation {
             EventKind::Session { status, fault, title } => self.session_changed(status, fault, title),
             EventKind::Title { title } => self.title = title,
             EventKind::Step { step, outcome } => self.step(step, outcome, at),
-            EventKind::Agent { process: AgentProcess::Exited { code, restart_in_millis } } => {
-                self.add(EntryKind::AgentExited { code, restart_in_millis });
+            EventKind::Agent { process: AgentProcess::Exited { code, restart_in_millis, cause } } => {
+                self.add(EntryKind::AgentExited { code, restart_in_millis, cause });
             }
             EventKind::Busy { busy } => {
                 if let Busy::Retrying { attempt, message, .. } = &busy {

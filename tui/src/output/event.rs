@@ -35,9 +35,9 @@ fn what(kind: &EventKind) -> Option<String> {
         }
         EventKind::Step { step, outcome } => step_line(step.name(), outcome)?,
         EventKind::Agent { process: AgentProcess::Ready { version } } => format!("agent is ready ({})", single_line(version)),
-        EventKind::Agent { process: AgentProcess::Exited { code, restart_in_millis } } => match restart_in_millis {
-            Some(millis) => format!("agent exited with code {code}, starts again in {}", took(*millis)),
-            None => format!("agent exited with code {code} and was given up"),
+        EventKind::Agent { process: AgentProcess::Exited { code, restart_in_millis, cause } } => match restart_in_millis {
+            Some(millis) => format!("agent {}, starts again in {}", cause.sentence(*code), took(*millis)),
+            None => format!("agent {} and was given up", cause.sentence(*code)),
         },
         EventKind::Busy { busy: Busy::Retrying { attempt, message, .. } } => {
             format!("model call failed ({attempt}), will be tried again: {}", single_line(message))

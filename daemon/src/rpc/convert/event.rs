@@ -1,7 +1,7 @@
 //! Events, domain to wire.
 
 use openagent_core::event::{
-    AgentProcess, Busy, Event, EventKind, Message, Part, PartBody, PartDelta, Role, StepOutcome, ToolState, TurnOutcome,
+    AgentExit, AgentProcess, Busy, Event, EventKind, Message, Part, PartBody, PartDelta, Role, StepOutcome, ToolState, TurnOutcome,
 };
 use openagent_core::permission::{PermissionRequest, QuestionRequest};
 use openagent_core::usage::Usage;
@@ -49,7 +49,14 @@ fn kind(kind: EventKind) -> v1::event::Kind {
             use v1::agent_event::Process;
             let process = match process {
                 AgentProcess::Ready { version } => Process::Ready(v1::AgentReady { version }),
-                AgentProcess::Exited { code, restart_in_millis } => Process::Exited(v1::AgentExited { code, restart_in_millis }),
+                AgentProcess::Exited { code, restart_in_millis, cause } => {
+                    let cause = match cause {
+                        AgentExit::Ended => v1::AgentExitCause::Unspecified,
+                        AgentExit::OutOfMemory => v1::AgentExitCause::OutOfMemory,
+                        AgentExit::Unresponsive => v1::AgentExitCause::Unresponsive,
+                    };
+                    Process::Exited(v1::AgentExited { code, restart_in_millis, cause: cause.into() })
+                }
             };
             Kind::Agent(v1::AgentEvent { process: Some(process) })
         }

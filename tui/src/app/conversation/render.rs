@@ -97,10 +97,11 @@ impl Pen {
             EntryKind::Subagent { title, parts } => self.subagent(title, parts, toggled),
             EntryKind::Ladder(rungs) => self.ladder(rungs, toggled),
             EntryKind::Status { status, fault } => self.status(*status, fault.as_ref()),
-            EntryKind::AgentExited { code, restart_in_millis } => {
+            EntryKind::AgentExited { code, restart_in_millis, cause } => {
                 let then =
                     restart_in_millis.map_or_else(|| "given up".to_owned(), |millis| format!("starts again in {}", duration(millis)));
-                self.line(&[Span::styled(format!("✗ the agent's program ended with code {code}; {then}"), theme.bad())], "  ");
+                let what = cause.sentence(*code);
+                self.line(&[Span::styled(format!("✗ the agent's program {what}; {then}"), theme.bad())], "  ");
             }
             EntryKind::TurnEnded(outcome) => match outcome {
                 TurnOutcome::Completed => {}

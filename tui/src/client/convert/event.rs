@@ -1,7 +1,7 @@
 //! Recorded events.
 
 use openagent_core::event::{
-    AgentProcess, Busy, Event, EventKind, FileDiff, Message, Part, PartBody, Role, StepOutcome, TodoItem, ToolState, TurnOutcome,
+    AgentExit, AgentProcess, Busy, Event, EventKind, FileDiff, Message, Part, PartBody, Role, StepOutcome, TodoItem, ToolState, TurnOutcome,
 };
 use openagent_core::instance::{ExitCause, Instance, InstanceState};
 use openagent_core::session::Step;
@@ -159,7 +159,15 @@ fn agent_process(event: v1::AgentEvent) -> Result<AgentProcess, Unreadable> {
     use v1::agent_event::Process;
     Ok(match event.process.ok_or(Unreadable::Unknown("the agent's state"))? {
         Process::Ready(ready) => AgentProcess::Ready { version: ready.version },
-        Process::Exited(exited) => AgentProcess::Exited { code: exited.code, restart_in_millis: exited.restart_in_millis },
+        Process::Exited(exited) => AgentProcess::Exited {
+            code: exited.code,
+            restart_in_millis: exited.restart_in_millis,
+            cause: match exited.cause() {
+                v1::AgentExitCause::OutOfMemory => AgentExit::OutOfMemory,
+                v1::AgentExitCause::Unresponsive => AgentExit::Unresponsive,
+                v1::AgentExitCause::Unspecified => AgentExit::Ended,
+            },
+        },
     })
 }
 
