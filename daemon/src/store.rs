@@ -45,12 +45,11 @@ pub(crate) use history::{Floor, Page, Read};
 pub use model::{DayUsage, MessageUsage, SessionCursor, SessionRecord};
 pub(crate) use model::{KeyRecord, OPEN_PARTS_MAX, PartEffect};
 use record::{Name, Table};
-pub use restore::{Keys, Restored};
-pub(crate) use restore::{check, restore};
+pub use restore::{Keys, Restored, check, restore};
 pub use space::Condition;
 use space::Space;
-pub use verify::Report;
-pub(crate) use verify::{Envelope, Opener};
+pub(crate) use verify::Envelope;
+pub use verify::{Opener, Report};
 use writer::{Answer, Job, Ledger, cursor_name};
 
 /// A handle on the store. The last one to be dropped closes it.
@@ -380,7 +379,10 @@ impl Store {
 }
 
 /// Verifies the store in the folder `path` while no daemon uses it; nothing is changed, it is not migrated either.
-pub(crate) fn verify_offline(path: &Path, opener: &Opener) -> Result<Report, StoreError> {
+///
+/// # Errors
+/// [`StoreError::Locked`], and what else keeps it from being read to its end.
+pub fn verify_offline(path: &Path, opener: &Opener) -> Result<Report, StoreError> {
     let (db, format, _lock) = open::open_to_look(path)?;
     verify::verify(&db, format, Some(opener))
 }

@@ -312,9 +312,10 @@ impl Vault {
     }
 
     /// Tells of any stored record whether this vault's master key opens it.
-    pub(crate) fn opener(&self) -> Opener {
+    #[must_use]
+    pub fn opener(&self) -> Opener {
         let inner = Arc::clone(&self.0);
-        Arc::new(move |envelope| opens(&inner.master, envelope))
+        Opener::new(move |envelope| opens(&inner.master, envelope))
     }
 
     async fn put(&self, record: KeyRecord) -> Result<(), VaultError> {
@@ -337,9 +338,9 @@ impl Vault {
 ///
 /// # Errors
 /// [`VaultError::MasterKeyFile`], [`VaultError::MasterKeyUnsafe`], [`VaultError::MasterKeyDamaged`].
-pub(crate) fn opener_of(path: &Path) -> Result<Opener, VaultError> {
+pub fn opener_of(path: &Path) -> Result<Opener, VaultError> {
     let master = master::read(path)?;
-    Ok(Arc::new(move |envelope| master.as_ref().is_some_and(|master| opens(master, envelope))))
+    Ok(Opener::new(move |envelope| master.as_ref().is_some_and(|master| opens(master, envelope))))
 }
 
 fn opens(master: &MasterKey, envelope: &Envelope<'_>) -> bool {

@@ -44,8 +44,11 @@ pub struct Restored {
     pub aside: Option<PathBuf>,
 }
 
-/// Puts the backup `file` in the place of the store `path`.
-pub(crate) fn restore(path: &Path, file: &Path, keys: Keys, opener: &Opener) -> Result<Restored, BackupError> {
+/// Puts the backup `file` in the place of the store `path`, while no daemon uses that.
+///
+/// # Errors
+/// [`BackupError`]; the store is as it was then.
+pub fn restore(path: &Path, file: &Path, keys: Keys, opener: &Opener) -> Result<Restored, BackupError> {
     open::make_parent(path)?;
     let mut lock = open::lock(path)?;
     settle(path)?;
@@ -71,7 +74,10 @@ pub(crate) fn restore(path: &Path, file: &Path, keys: Keys, opener: &Opener) -> 
 }
 
 /// Reads the backup `file` to its end and verifies what it would restore, with `scratch` as a folder for that.
-pub(crate) fn check(file: &Path, scratch: &Path, opener: &Opener) -> Result<(Manifest, Report), BackupError> {
+///
+/// # Errors
+/// [`BackupError`].
+pub fn check(file: &Path, scratch: &Path, opener: &Opener) -> Result<(Manifest, Report), BackupError> {
     let checked = read(file, scratch, Keys::Keep, opener);
     remove_folder(scratch).map_err(|e| StoreError::io("clean up after the check of a backup", e))?;
     checked

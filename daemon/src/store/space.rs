@@ -24,7 +24,7 @@ pub enum Condition {
         /// Free bytes from which on it is written.
         needed_bytes: u64,
     },
-    /// Not before a restart; reads go on.
+    /// Not before a restart; reads fail as well, as sled sees fit.
     Broken {
         /// What failed.
         why: Arc<str>,

@@ -50,15 +50,28 @@ pub(crate) enum Envelope<'a> {
     Sealed { session: &'a SessionId, kind: &'a str, stored: &'a [u8] },
 }
 
-/// Answers whether an encrypted record can be opened.
-pub(crate) type Opener = Arc<dyn Fn(&Envelope<'_>) -> bool + Send + Sync>;
+/// Tells of encrypted records whether they can be opened.
+#[derive(Clone)]
+pub struct Opener(Arc<dyn Fn(&Envelope<'_>) -> bool + Send + Sync>);
+
+impl Opener {
+    pub(crate) fn new(opens: impl Fn(&Envelope<'_>) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(opens))
+    }
+}
+
+impl std::fmt::Debug for Opener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Opener")
+    }
+}
 
 impl Store {
     /// Reads every record and tells what is wrong with any.
     ///
     /// # Errors
     /// [`StoreError::Io`] where the database cannot be read at all.
-    pub(crate) async fn verify(&self, opener: Opener) -> Result<Report, StoreError> {
+    pub async fn verify(&self, opener: Opener) -> Result<Report, StoreError> {
         let hold = self.write(|ledger| Ok(ledger.hold())).await?;
         let waiting = Arc::new(());
         let is_waited_for = Arc::downgrade(&waiting);
@@ -314,7 +327,7 @@ impl<'a> Verifier<'a> {
 
     fn envelope(&mut self, envelope: &Envelope<'_>, what: impl Fn() -> String) {
         let Some(opener) = self.opener else { return };
-        if opener(envelope) {
+        if (opener.0)(envelope) {
             self.report.opened += 1;
         } else {
             self.report.unopened += 1;
