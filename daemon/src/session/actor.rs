@@ -134,6 +134,8 @@ pub struct Actor {
     replies: Vec<oneshot::Sender<Result<(), Fault>>>,
     delivered: Vec<(oneshot::Sender<Result<String, Fault>>, String)>,
     prompts: VecDeque<PromptJob>,
+    /// Prompts on their way to the agent, which may have to be started anew for them.
+    delivering: usize,
     settled: Vec<oneshot::Sender<Result<(), Fault>>>,
     /// Told when the instance is thawed, or cannot be.
     wakers: Vec<oneshot::Sender<Result<(), Fault>>>,
@@ -201,6 +203,7 @@ impl Actor {
             replies: vec![],
             delivered: vec![],
             prompts: VecDeque::new(),
+            delivering: 0,
             settled: vec![],
             wakers: vec![],
             stale: false,
@@ -437,7 +440,7 @@ impl Actor {
         let resting = matches!(self.tracker.activity(), Activity::Quiet | Activity::Done | Activity::Failed);
         // Whoever has a terminal open is at work in it.
         let at_terminal = self.attached.borrow().iter().any(|(_, attached)| attached.to == AttachedTo::Terminal);
-        let armed = active && resting && !at_terminal && timeout > 0;
+        let armed = active && resting && self.delivering == 0 && !at_terminal && timeout > 0;
         self.idle_at = armed.then(|| Instant::now() + Duration::from_millis(timeout));
     }
 

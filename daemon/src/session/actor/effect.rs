@@ -191,6 +191,7 @@ impl Actor {
         let restart = restart.map(|instance| self.step_run(instance).start_agent());
         let client = self.client.subscribe();
         let (Some(me), news) = (self.me.upgrade(), self.work_news) else { return };
+        self.delivering += 1;
         self.shared.tasks.spawn("session-prompt", async move {
             let outcome = match linked(client).await {
                 Ok(client) => prompt(&client, restart.as_ref(), &body).await.map_err(|error| error.fault()),

@@ -56,17 +56,20 @@ impl Actor {
                 }
             }
             Input::Answered(id, rules, everywhere, outcome, reply) => self.answered(&id, rules, everywhere, outcome, reply),
-            Input::Delivered(news, outcome, reply) => match outcome {
-                Ok(message) => {
-                    if news == self.work_news {
-                        self.tracker.apply(&EventKind::Busy { busy: Busy::Working });
+            Input::Delivered(news, outcome, reply) => {
+                self.delivering = self.delivering.saturating_sub(1);
+                match outcome {
+                    Ok(message) => {
+                        if news == self.work_news {
+                            self.tracker.apply(&EventKind::Busy { busy: Busy::Working });
+                        }
+                        self.delivered.push((reply, message));
                     }
-                    self.delivered.push((reply, message));
+                    Err(fault) => {
+                        let _ = reply.send(Err(fault));
+                    }
                 }
-                Err(fault) => {
-                    let _ = reply.send(Err(fault));
-                }
-            },
+            }
             Input::IdleTimeout => {
                 self.lifecycle(LifecycleInput::IdleTimeout(self.record.session.idle_action));
             }
