@@ -16,6 +16,7 @@
 mod live;
 mod reader;
 mod recent;
+mod recorded;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,8 +29,9 @@ use tokio::sync::watch;
 
 use crate::store::{NewEvent, Page, Read, SessionCursor, Store, StoreError, encode_event};
 use live::Live;
-pub use reader::{EventReader, Item, Snapshot};
+pub use reader::{EventReader, Item, Snapshot, Turn};
 use recent::Recent;
+pub use recorded::Recorded;
 
 /// What a reader takes from the store at once.
 const PAGE: Page = Page { events: 256, bytes: 1024 * 1024 };
@@ -240,9 +242,9 @@ impl History {
     /// Makes durable events visible; called by the store's writer, in the order of the appends.
     fn publish(&self, events: Vec<NewEvent>, cursor: &SessionCursor) {
         let first = cursor.last_seq + 1 - events.len() as u64;
-        let events: Vec<(Arc<Event>, usize)> = (first..)
+        let events: Vec<(Arc<Recorded>, usize)> = (first..)
             .zip(events)
-            .map(|(seq, event)| (Arc::new(Event { seq, at: event.at, kind: event.kind }), event.stored.len()))
+            .map(|(seq, event)| (Arc::new(Recorded::new(Event { seq, at: event.at, kind: event.kind })), event.stored.len()))
             .collect();
         {
             // Before the doorbell: whoever sees a part's final state must find its letters gone.

@@ -45,7 +45,7 @@ pub async fn export(shared: &Arc<Shared>, view: &View) -> Result<impl Stream<Ite
     let mut reader = shared.log.subscribe(&session.id, 0, false).await.map_err(failed)?;
     loop {
         match reader.next().await.map_err(failed)? {
-            Item::Event(event) => transcript.apply(Arc::unwrap_or_clone(event)),
+            Item::Event(event) => transcript.apply(event.into_event()),
             Item::Snapshot(_) => transcript = Transcript::default(),
             Item::Delta(_) => {}
             Item::CaughtUp(_) | Item::Removed => break,

@@ -14,13 +14,16 @@ pub mod terminal;
 pub mod usage;
 pub mod vault;
 
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 use openagent_core::config::OnShutdown;
 use openagent_core::session::PROMPT_MAX_BYTES;
@@ -94,15 +97,29 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
+/// The daemon's socket, and what says that it is this daemon's.
+pub struct Door {
+    listener: UnixListener,
+    /// Held until the socket is removed: of two daemons that start or end at the same time, neither takes the other's socket away.
+    lock: Flock<File>,
+}
+
 /// Makes the daemon's socket, in the place of a dead one.
 ///
 /// # Errors
 /// [`ServeError::Taken`], [`ServeError::Socket`].
-pub async fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
+pub async fn listen(socket: &Path) -> Result<Door, ServeError> {
+    let fail = |error| ServeError::Socket(socket.to_owned(), error);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(socket.with_added_extension("lock"));
+    let lock = match Flock::lock(file.map_err(fail)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, Errno::EWOULDBLOCK)) => return Err(ServeError::Taken(socket.to_owned())),
+        Err((_, errno)) => return Err(fail(errno.into())),
+    };
+    // An older version takes no lock.
     if UnixStream::connect(socket).await.is_ok() {
         return Err(ServeError::Taken(socket.to_owned()));
     }
-    let fail = |error| ServeError::Socket(socket.to_owned(), error);
     match std::fs::remove_file(socket) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -110,14 +127,15 @@ pub async fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
     }
     let listener = UnixListener::bind(socket).map_err(fail)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
-    Ok(listener)
+    Ok(Door { listener, lock })
 }
 
 /// Serves until `context.shutdown`; calls that run then have `grace` to end.
 ///
 /// # Errors
 /// [`ServeError`].
-pub async fn serve(context: Context, listener: UnixListener, grace: Duration) -> Result<(), ServeError> {
+pub async fn serve(context: Context, door: Door, grace: Duration) -> Result<(), ServeError> {
+    let Door { listener, lock } = door;
     let socket = context.socket.clone();
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<v1::session_service_server::SessionServiceServer<session::Sessions>>().await;
@@ -139,7 +157,7 @@ pub async fn serve(context: Context, listener: UnixListener, grace: Duration) ->
             v1::session_service_server::SessionServiceServer::new(session::Sessions(context.clone()))
                 .max_decoding_message_size(REQUEST_MAX_BYTES),
         )
-        .add_service(v1::event_service_server::EventServiceServer::new(event::Events(context.clone())))
+        .add_service(event::Events(context.clone()))
         .add_service(v1::permission_service_server::PermissionServiceServer::new(permission::Permissions(context.clone())))
         .add_service(v1::terminal_service_server::TerminalServiceServer::new(terminal::Terminals(context.clone())))
         .add_service(v1::vault_service_server::VaultServiceServer::new(vault::Keys(context.clone())))
@@ -156,6 +174,7 @@ pub async fn serve(context: Context, listener: UnixListener, grace: Duration) ->
         () = cut => {}
     }
     let _ = std::fs::remove_file(socket);
+    drop(lock);
     Ok(())
 }
 

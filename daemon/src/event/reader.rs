@@ -8,13 +8,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use openagent_core::event::{Event, PartDelta};
 use openagent_core::id::SessionId;
 use tokio::sync::watch;
 
 use super::live::Had;
+use super::recorded::{self, Recorded};
 use super::{History, LogInfo, PAGE, locked};
-use crate::store::{Floor, Read, Store, StoreError};
+use crate::store::{Floor, PartEffect, Read, Store, StoreError};
 
 /// How long a compaction that runs is waited for before what it has left so far is read.
 const COMPACTION_WAIT: Duration = Duration::from_secs(2);
@@ -23,7 +25,7 @@ const COMPACTION_WAIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Item {
     /// The next recorded event.
-    Event(Arc<Event>),
+    Event(Arc<Recorded>),
     /// Letters of an unfinished part; offset 0 restarts its text.
     Delta(PartDelta),
     /// The reader begins anew: what it had is replaced by what follows. Of the events up to the floor some are kept, in order but not dense, each
@@ -33,6 +35,15 @@ pub enum Item {
     CaughtUp(u64),
     /// The session was removed; nothing else will come.
     Removed,
+}
+
+/// What a reader gets that passes events on encoded.
+#[derive(Debug)]
+pub enum Turn {
+    /// The next recorded events, in the form in which they are passed on.
+    Events(Bytes),
+    /// Something else.
+    Other(Item),
 }
 
 /// What is left of the older part of a history.
@@ -57,7 +68,7 @@ pub struct EventReader {
     cursor: u64,
     /// What is still to be reached before it has caught up.
     target: Option<u64>,
-    page: VecDeque<Arc<Event>>,
+    page: VecDeque<Arc<Recorded>>,
     /// Where the reader is once the page is used up.
     through: u64,
     /// The compacted part, while the reader is in it.
@@ -100,33 +111,54 @@ impl EventReader {
     /// # Errors
     /// [`StoreError`], when the history cannot be read.
     pub async fn next(&mut self) -> Result<Item, StoreError> {
+        if let Some(other) = self.until_events().await? {
+            return Ok(other);
+        }
+        let event = Arc::clone(&self.page[0]);
+        self.delivered(1);
+        Ok(Item::Event(event))
+    }
+
+    /// The next events as `encode` gives them, as many as go together; or another item. Every event is encoded once for all readers, so
+    /// there is one `encode` for a log. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`], when the history cannot be read.
+    pub async fn next_encoded(&mut self, encode: impl Fn(&Event, &mut Vec<u8>)) -> Result<Turn, StoreError> {
+        if let Some(other) = self.until_events().await? {
+            return Ok(Turn::Other(other));
+        }
+        let (bytes, count) = recorded::run(&self.page, encode);
+        self.delivered(count);
+        Ok(Turn::Events(bytes))
+    }
+
+    /// Waits until there are events on the page, or something else comes first.
+    async fn until_events(&mut self) -> Result<Option<Item>, StoreError> {
         loop {
-            let Some(info) = *self.recorded.borrow_and_update() else { return Ok(Item::Removed) };
             if let Some(target) = self.target.take_if(|target| *target <= self.cursor) {
-                return Ok(Item::CaughtUp(target));
+                return Ok(Some(Item::CaughtUp(target)));
             }
-            if self.page.is_empty() && self.cursor < info.last_seq {
-                if let Some(snapshot) = self.fetch(info.last_seq).await? {
-                    return Ok(Item::Snapshot(snapshot));
+            if !self.page.is_empty() {
+                return Ok(None);
+            }
+            let Some(info) = *self.recorded.borrow_and_update() else { return Ok(Some(Item::Removed)) };
+            if self.cursor < info.last_seq {
+                // Up to the target first, so that nothing goes together with what comes behind it.
+                if let Some(snapshot) = self.fetch(self.target.unwrap_or(info.last_seq)).await? {
+                    return Ok(Some(Item::Snapshot(snapshot)));
                 }
                 if self.page.is_empty() {
                     self.cursor = self.through;
-                    continue;
                 }
-            }
-            if let Some(event) = self.page.pop_front() {
-                self.cursor = if self.page.is_empty() { self.through } else { event.seq };
-                if self.letters.is_some() {
-                    locked(&self.history.live).delivered(&event, &mut self.had);
-                }
-                return Ok(Item::Event(event));
+                continue;
             }
             match &mut self.letters {
                 None => wait(&mut self.recorded).await?,
                 Some(letters) => {
                     letters.mark_unchanged();
                     if let Some(delta) = locked(&self.history.live).next(self.cursor, &mut self.had) {
-                        return Ok(Item::Delta(delta));
+                        return Ok(Some(Item::Delta(delta)));
                     }
                     tokio::select! {
                         changed = wait(&mut self.recorded) => changed?,
@@ -137,11 +169,25 @@ impl EventReader {
         }
     }
 
+    /// The first `count` events of the page are the client's now.
+    fn delivered(&mut self, count: usize) {
+        for event in self.page.drain(..count) {
+            self.cursor = event.seq;
+            if self.letters.is_some() && matches!(PartEffect::of(&event.kind), PartEffect::Open { .. }) {
+                locked(&self.history.live).delivered(&event, &mut self.had);
+            }
+        }
+        if self.page.is_empty() {
+            self.cursor = self.through;
+        }
+    }
+
     /// Gets the next page, or begins a snapshot.
     async fn fetch(&mut self, upto: u64) -> Result<Option<Snapshot>, StoreError> {
         if self.below.is_none()
-            && let Some(page) = locked(&self.history.recent).page(self.cursor, PAGE)
+            && let Some(mut page) = locked(&self.history.recent).page(self.cursor, PAGE)
         {
+            page.truncate(page.partition_point(|event| event.seq <= upto));
             self.through = page.back().map_or(self.cursor, |event| event.seq);
             self.page = page;
             return Ok(None);
@@ -154,7 +200,7 @@ impl EventReader {
                     if through == self.cursor && self.recorded.borrow().is_some() {
                         return Err(StoreError::BadRecord { what: format!("history of session {} (its end is missing)", self.session) });
                     }
-                    self.page = events.into_iter().map(|(event, _)| event).collect();
+                    self.page = events.into_iter().map(|(event, _)| Arc::new(Recorded::new(event))).collect();
                     self.through = through;
                     self.below.take_if(|floor| through >= floor.seq);
                     return Ok(None);

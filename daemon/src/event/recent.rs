@@ -3,8 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use openagent_core::event::Event;
-
+use super::recorded::Recorded;
 use crate::store::Page;
 
 /// Bounds of what is kept: a burst of a thousand events of 8 KiB, for sessions that are being read only.
@@ -14,12 +13,12 @@ const BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A dense run of events that ends with the last one; or nothing.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
-    events: VecDeque<(Arc<Event>, usize)>,
+    events: VecDeque<(Arc<Recorded>, usize)>,
     bytes: usize,
 }
 
 impl Recent {
-    pub(super) fn extend(&mut self, events: Vec<(Arc<Event>, usize)>) {
+    pub(super) fn extend(&mut self, events: Vec<(Arc<Recorded>, usize)>) {
         for (event, size) in events {
             self.bytes += size;
             self.events.push_back((event, size));
@@ -35,7 +34,7 @@ impl Recent {
     }
 
     /// A page of the events that follow `after`, if the next one is here.
-    pub(super) fn page(&self, after: u64, page: Page) -> Option<VecDeque<Arc<Event>>> {
+    pub(super) fn page(&self, after: u64, page: Page) -> Option<VecDeque<Arc<Recorded>>> {
         let first = self.events.front()?.0.seq;
         let from = usize::try_from((after + 1).checked_sub(first)?).ok()?;
         let mut left = page.bytes;

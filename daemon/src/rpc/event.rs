@@ -1,57 +1,150 @@
 //! `EventService`.
+//!
+//! Written by hand rather than on the generated server, which encodes every message for every client: here an event is encoded once for all of
+//! them, and its bytes go into each connection as they are. On the wire it is what the generated one would send.
 
-use std::pin::Pin;
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::pin::pin;
+use std::task::{Context as TaskContext, Poll};
 
-use futures::Stream;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, header};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use openagent_core::event::Event;
 use openagent_core::session::Fault;
 use openagent_proto::v1;
 use openagent_proto::v1::subscribe_response::Item as Wire;
-use tonic::{Request, Response, Status};
+use prost::Message as _;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codec::{DecodeBuf, Decoder, Streaming};
+use tonic::server::NamedService;
 
 use super::status::status;
 use super::{Context, convert};
-use crate::event::Item;
-use crate::session::presence::AttachedTo;
+use crate::event::{EventReader, Item, Turn};
+use crate::session::presence::{AttachedTo, Attachment};
+
+/// The path of the one call.
+const SUBSCRIBE: &str = "/openagent.v1.EventService/Subscribe";
+
+/// Largest request, in bytes: an id, a name and some numbers.
+const REQUEST_MAX_BYTES: usize = 16 * 1024;
+
+/// A message's head: not compressed (1 byte), and its length (4 bytes, big-endian).
+const HEAD_BYTES: usize = 5;
 
 /// The service.
+#[derive(Clone)]
 pub struct Events(pub Context);
 
-#[tonic::async_trait]
-impl v1::event_service_server::EventService for Events {
-    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<v1::SubscribeResponse, Status>> + Send>>;
+impl NamedService for Events {
+    const NAME: &'static str = v1::event_service_server::SERVICE_NAME;
+}
 
-    async fn subscribe(&self, request: Request<v1::SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
-        let request = request.into_inner();
-        let handle = self.0.registry.find(&request.session_id).map_err(|fault| status(&fault))?;
-        let log = &self.0.registry.shared().log;
-        let mut reader = log.subscribe(handle.id(), request.after_seq, request.deltas).await.map_err(|error| status(&error.fault()))?;
-        let stop = self.0.shutdown.clone();
-        let presence = request.follow.then(|| handle.presence().attach(&request.client, AttachedTo::Events));
-        let stream = async_stream::stream! {
-            let _present = presence;
-            loop {
-                let item = tokio::select! {
-                    item = reader.next() => item,
-                    () = stop.cancelled() => {
-                        yield Err(status(&Fault::new("DAEMON_STOPPING", "the daemon is ending", "connect again in a moment")));
-                        return;
-                    }
-                };
-                let wire = match item {
-                    Ok(Item::Event(event)) => Wire::Event(convert::event::event(Arc::unwrap_or_clone(event))),
-                    Ok(Item::Snapshot(snapshot)) => Wire::Snapshot(convert::event::snapshot(snapshot)),
-                    Ok(Item::Delta(delta)) => Wire::Delta(convert::event::delta(delta)),
-                    Ok(Item::CaughtUp(seq)) if request.follow => Wire::CaughtUp(v1::CaughtUp { seq }),
-                    Ok(Item::CaughtUp(_) | Item::Removed) => return,
-                    Err(error) => {
-                        yield Err(status(&error.fault()));
-                        return;
-                    }
-                };
-                yield Ok(v1::SubscribeResponse { item: Some(wire) });
+impl tower::Service<http::Request<Body>> for Events {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let context = self.0.clone();
+        Box::pin(async move {
+            if request.uri().path() != SUBSCRIBE {
+                return Ok(Status::unimplemented("there is no such call").into_http());
             }
+            let answer = subscribe(&context, request.into_body()).await;
+            Ok(answer.unwrap_or_else(|status| status.into_http()))
+        })
+    }
+}
+
+async fn subscribe(context: &Context, body: Body) -> Result<http::Response<Body>, Status> {
+    let mut requests = Streaming::new_request(Requests, body, None, Some(REQUEST_MAX_BYTES));
+    let request = requests.message().await?.ok_or_else(|| Status::invalid_argument("the request is missing"))?;
+    let handle = context.registry.find(&request.session_id).map_err(|fault| status(&fault))?;
+    let log = &context.registry.shared().log;
+    let reader = log.subscribe(handle.id(), request.after_seq, request.deltas).await.map_err(|error| status(&error.fault()))?;
+    let presence = request.follow.then(|| handle.presence().attach(&request.client, AttachedTo::Events));
+    let frames = frames(reader, request.follow, context.shutdown.clone(), presence);
+    let mut response = http::Response::new(Body::new(StreamBody::new(frames)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    Ok(response)
+}
+
+/// What the client is sent: messages, then how it ended.
+fn frames(
+    mut reader: EventReader,
+    follow: bool,
+    stop: tokio_util::sync::CancellationToken,
+    presence: Option<Attachment>,
+) -> impl futures::Stream<Item = Result<Frame<Bytes>, Status>> + Send + 'static {
+    async_stream::stream! {
+        let _present = presence;
+        let mut stopped = pin!(stop.cancelled_owned());
+        let end = loop {
+            let turn = tokio::select! {
+                turn = reader.next_encoded(recorded) => turn,
+                () = &mut stopped => {
+                    break status(&Fault::new("DAEMON_STOPPING", "the daemon is ending", "connect again in a moment"));
+                }
+            };
+            let item = match turn {
+                Ok(Turn::Events(bytes)) => {
+                    yield Ok(Frame::data(bytes));
+                    continue;
+                }
+                Ok(Turn::Other(item)) => item,
+                Err(error) => break status(&error.fault()),
+            };
+            let wire = match item {
+                Item::Event(event) => Wire::Event(convert::event::event(event.into_event())),
+                Item::Snapshot(snapshot) => Wire::Snapshot(convert::event::snapshot(snapshot)),
+                Item::Delta(delta) => Wire::Delta(convert::event::delta(delta)),
+                Item::CaughtUp(seq) if follow => Wire::CaughtUp(v1::CaughtUp { seq }),
+                Item::CaughtUp(_) | Item::Removed => break Status::ok(""),
+            };
+            let mut bytes = Vec::new();
+            push(wire, &mut bytes);
+            yield Ok(Frame::data(bytes.into()));
         };
-        Ok(Response::new(Box::pin(stream)))
+        let mut trailers = HeaderMap::new();
+        match end.add_header(&mut trailers) {
+            Ok(()) => yield Ok(Frame::trailers(trailers)),
+            Err(status) => yield Err(status),
+        }
+    }
+}
+
+/// The form of a recorded event for all who read it.
+fn recorded(event: &Event, into: &mut Vec<u8>) {
+    push(Wire::Event(convert::event::event(event.clone())), into);
+}
+
+/// Adds a message with its head.
+fn push(item: Wire, into: &mut Vec<u8>) {
+    let message = v1::SubscribeResponse { item: Some(item) };
+    let bytes = message.encoded_len();
+    into.reserve(HEAD_BYTES + bytes);
+    into.push(0);
+    into.extend_from_slice(&u32::try_from(bytes).expect("an event is bounded far below 4 GiB").to_be_bytes());
+    message.encode(into).expect("a vector grows");
+}
+
+struct Requests;
+
+impl Decoder for Requests {
+    type Item = v1::SubscribeRequest;
+    type Error = Status;
+
+    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
+        let request = v1::SubscribeRequest::decode(bytes);
+        request.map(Some).map_err(|_| Status::invalid_argument("the request cannot be read"))
     }
 }

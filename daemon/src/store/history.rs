@@ -4,7 +4,6 @@
 //! when the page was begun, or below all of the page; otherwise it is read again.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use openagent_core::config::HistoryConfig;
 use openagent_core::event::Event;
@@ -37,7 +36,7 @@ pub(crate) struct Floor {
 #[derive(Debug)]
 pub(crate) enum Read {
     /// The next events with their stored sizes; they are all there is up to `through`.
-    Events { events: Vec<(Arc<Event>, usize)>, through: u64 },
+    Events { events: Vec<(Event, usize)>, through: u64 },
     /// The place from which to read is below the floor, or the compacted part is not any more as the reader knows it.
     Compacted(Floor),
 }
@@ -119,7 +118,7 @@ fn scan(db: &Db, session: &SessionId, after: u64, upto: u64, page: Page, floor: 
         }
         left = left.saturating_sub(stored.len());
         let (at, kind) = decode_event(&stored)?;
-        events.push((Arc::new(Event { seq, at, kind }), stored.len()));
+        events.push((Event { seq, at, kind }, stored.len()));
         last = seq;
         Ok(seq < upto)
     })?;

@@ -75,7 +75,7 @@ async fn texts(store: &Store, session: &str) -> Vec<String> {
     let last = store.cursor(&session).await.unwrap().last_seq;
     let Read::Events { events, through } = store.events(&session, 0, last, ALL, None).await.unwrap() else { panic!("it is compacted") };
     assert_eq!(through, last);
-    let text = |(at, (event, _)): (usize, (Arc<openagent_core::event::Event>, usize))| {
+    let text = |(at, (event, _)): (usize, (openagent_core::event::Event, usize))| {
         assert_eq!(event.seq, at as u64 + 1);
         match &event.kind {
             EventKind::Gap { reason } => reason.clone(),

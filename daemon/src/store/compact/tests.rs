@@ -9,7 +9,6 @@ use openagent_core::session::Step;
 use openagent_core::usage::{Tokens, Usage};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -48,7 +47,7 @@ async fn rested(store: &Store) -> SessionCursor {
     store.cursor(&one()).await.unwrap()
 }
 
-async fn kept(store: &Store, cursor: &SessionCursor) -> Vec<(Arc<Event>, usize)> {
+async fn kept(store: &Store, cursor: &SessionCursor) -> Vec<(Event, usize)> {
     let floor = match store.events(&one(), 0, cursor.last_seq, ALL, None).await.unwrap() {
         Read::Compacted(floor) => Some(floor),
         Read::Events { .. } => None,
@@ -208,7 +207,7 @@ async fn consistent(store: &Store, cursor: &SessionCursor) {
     let (below, above): (Vec<_>, Vec<_>) = events.iter().partition(|(event, _)| event.seq <= cursor.floor);
     assert!(events.is_sorted_by(|(a, _), (b, _)| a.seq < b.seq));
     assert_eq!(above.iter().map(|(event, _)| event.seq).collect::<Vec<_>>(), (cursor.floor + 1..=cursor.last_seq).collect::<Vec<_>>());
-    let bytes = |events: &[&(Arc<Event>, usize)]| events.iter().map(|(_, bytes)| *bytes as u64).sum::<u64>();
+    let bytes = |events: &[&(Event, usize)]| events.iter().map(|(_, bytes)| *bytes as u64).sum::<u64>();
     assert_eq!((cursor.kept, cursor.extent.kept_bytes), (below.len() as u64, bytes(&below)));
     assert_eq!(cursor.extent.tail_bytes, bytes(&above));
     let mut places = BTreeSet::new();
