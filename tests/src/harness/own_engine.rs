@@ -97,7 +97,7 @@ impl OwnEngine {
     /// When its socket is missing.
     #[must_use]
     pub fn client(&self) -> Docker {
-        client(&self.socket())
+        Docker::connect_with_unix(&self.socket().to_string_lossy(), CALL_TIMEOUT_SECONDS, API_DEFAULT_VERSION).expect("the socket is there")
     }
 
     /// Starts what does not run of it, and waits until it answers.
@@ -109,7 +109,7 @@ impl OwnEngine {
         let cgroup = self.cgroup();
         if self.containerd.is_none() {
             let mut command = Command::new("containerd");
-            command.arg("--config").arg(path("containerd.toml")).arg("--root").arg(path("containerd"));
+            command.args(["--log-level", "error"]).arg("--config").arg(path("containerd.toml")).arg("--root").arg(path("containerd"));
             command.arg("--state").arg(path("run/containerd")).arg("--address").arg(path("containerd.sock"));
             self.containerd = Some(start(command, &path("containerd.log")));
         }
@@ -117,7 +117,16 @@ impl OwnEngine {
             // Of one that was killed; where its id has been given again, it would stop this one.
             let _ = fs::remove_file(path("docker.pid"));
             let mut command = Command::new("unshare");
-            command.args(["--net", "--", "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
+            command.args([
+                "--net",
+                "--",
+                "dockerd",
+                "--log-level=warn",
+                "--bridge=none",
+                "--iptables=false",
+                "--ip6tables=false",
+                "--ip-forward=false",
+            ]);
             command.arg("--host").arg(format!("unix://{}", path("docker.sock").display()));
             command.arg("--containerd").arg(path("containerd.sock"));
             command
@@ -137,10 +146,18 @@ impl OwnEngine {
         self.until_up().await;
     }
 
+    /// Whether it answers.
+    pub async fn answers(&self) -> bool {
+        match Docker::connect_with_unix(&self.socket().to_string_lossy(), CALL_TIMEOUT_SECONDS, API_DEFAULT_VERSION) {
+            Ok(client) => client.ping().await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
     async fn until_up(&mut self) {
         let deadline = Instant::now() + ENGINE_PATIENCE;
         loop {
-            if self.socket().exists() && matches!(self.client().ping().await, Ok(answer) if answer == "OK") {
+            if self.answers().await {
                 return;
             }
             let ended = self.dockerd.as_mut().and_then(|dockerd| dockerd.try_wait().ok().flatten());
@@ -265,11 +282,6 @@ impl Drop for OwnEngine {
 
 fn cgroup_of(folder: &Path) -> String {
     format!("/{}", folder.file_name().unwrap_or_default().to_string_lossy())
-}
-
-fn client(socket: &Path) -> Docker {
-    let socket = socket.to_string_lossy();
-    Docker::connect_with_unix(&socket, CALL_TIMEOUT_SECONDS, API_DEFAULT_VERSION).expect("the socket is there")
 }
 
 fn process_of(child: &Child) -> Option<Process> {
