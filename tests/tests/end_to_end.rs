@@ -72,7 +72,7 @@ async fn have_a_file_made(screen: &mut Pty) {
     screen.type_keys(ENTER).await;
     screen.wait_for(&["asks to use bash", "│ echo hello-from-agent > made.txt", "1 waiting"]).await;
     allow_once(screen).await;
-    screen.wait_for(&["allowed once by tui", "✓ done", "Done. The tool said", "A made.txt"]).await;
+    screen.wait_for(&["allowed once by", "✓ done", "Done. The tool said", "A made.txt"]).await;
 }
 
 async fn see_it_in_the_terminal(screen: &mut Pty) {
@@ -113,10 +113,12 @@ async fn take_it_home(screen: &mut Pty, world: &World) {
 
 async fn stop_and_resume(screen: &mut Pty) {
     screen.type_keys("s").await;
+    screen.wait_for(&["Stop “Story”?", "y yes"]).await;
+    screen.type_keys("y").await;
     screen.wait_for(&["■ stopped", "R resumes it"]).await;
     screen.type_keys("R").await;
     screen.wait_for_screen("a session that runs", |text| !text.contains("■ stopped") && text.matches("ready after").count() == 2).await;
-    screen.wait_for(&["#bash echo hello-from-agent > made.txt", "allowed once by tui", "Done. The tool said"]).await;
+    screen.wait_for(&["#bash echo hello-from-agent > made.txt", "allowed once by", "Done. The tool said"]).await;
     screen.type_keys("c").await;
     screen.wait_for(&["Write a prompt"]).await;
     screen.type_keys("#read made.txt").await;

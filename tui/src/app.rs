@@ -153,6 +153,7 @@ pub async fn run(client: Client, options: Options) -> anyhow::Result<()> {
     let folder = std::env::current_dir().map(|folder| folder.to_string_lossy().into_owned()).unwrap_or_default();
     let mut state = State::new(Size::new(size.width, size.height), theme(), folder);
     state.open_first = options.session;
+    client.name().clone_into(&mut state.me);
     let (inputs, mut incoming) = mpsc::channel(INPUT_CAPACITY);
     let mut runner = Runner::new(client, inputs);
     let mut keys = EventStream::new();

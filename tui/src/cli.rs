@@ -66,7 +66,7 @@ pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Fail
 
 /// Runs what was asked for and returns the exit code, having said on stderr what went wrong.
 pub async fn run(cli: Cli) -> u8 {
-    match dispatch(cli).await {
+    match Box::pin(dispatch(cli)).await {
         Ok(code) => code,
         Err(Failure::Closed) => OK,
         Err(Failure::Failed(error)) => {

@@ -8,18 +8,23 @@ use crossterm::event::KeyCode;
 use openagent::app::input::{Answer, Input, Watch};
 use openagent::app::state::State;
 use openagent::app::update::update;
-use openagent::client::{ClientError, Kind, Pending, PendingRequest, TerminalItem};
+use openagent::client::{AttachedTo, AttachedView, ClientError, Kind, Pending, PendingRequest, SessionView, TerminalItem};
 use openagent_core::activity::Activity;
-use openagent_core::event::EventKind;
-use openagent_core::session::Status;
+use openagent_core::event::{EventKind, StepOutcome};
+use openagent_core::instance::ExitCause;
+use openagent_core::session::{Fault, Status, Step};
 use openagent_proto::v1;
 use sample::*;
 
 const SIZES: [(u16, u16); 3] = [(40, 12), (80, 24), (140, 40)];
 
 fn each_size(name: &str, prepare: impl Fn(&mut State)) {
+    each_size_of(name, sessions(), prepare);
+}
+
+fn each_size_of(name: &str, sessions: Vec<SessionView>, prepare: impl Fn(&mut State)) {
     for (width, height) in SIZES {
-        let mut state = connected(width, height, sessions());
+        let mut state = connected(width, height, sessions.clone());
         prepare(&mut state);
         insta::assert_snapshot!(format!("{name}_{width}x{height}"), drawn(&mut state));
     }
@@ -53,6 +58,68 @@ fn a_conversation_is_read_from_its_beginning_and_offline() {
         press(state, KeyCode::Char('g'));
         let error = ClientError::new(Kind::Unreachable, "the connection to the daemon was lost", "");
         update(state, Input::Watch(Watch::Lost(error, 4_000)));
+    });
+}
+
+/// Every way in which a session waits, rests or is out of reach.
+fn waiting() -> Vec<SessionView> {
+    let mut queued = session(6, "Make the parser faster", Status::Creating, Activity::Quiet);
+    (queued.step, queued.queue_position) = ("admission".into(), 2);
+    let mut lost = session(5, "Fix the flaky test", Status::Active, Activity::Working);
+    lost.unreachable_since = Some(at(-12));
+    let mut paused = session(4, "Write the release notes", Status::Idle, Activity::Done);
+    paused.instance = Some(instance("paused", None));
+    let mut resting = session(3, "Try the new allocator", Status::Idle, Activity::Done);
+    resting.instance = Some(instance("terminated", None));
+    vec![queued, lost, paused, resting]
+}
+
+#[test]
+fn what_sessions_wait_for_and_rest_on_is_listed() {
+    each_size_of("waiting", waiting(), |_| {});
+}
+
+#[test]
+fn who_waits_for_room_sees_the_place_in_the_queue() {
+    each_size_of("queued", waiting(), |state| {
+        press(state, KeyCode::Enter);
+        let started = |step| EventKind::Step { step, outcome: StepOutcome::Started };
+        feed(state, 6, vec![started(Step::Admission)]);
+        update(state, Input::Clock(at(9)));
+        press(state, KeyCode::Esc);
+        press(state, KeyCode::Char('s'));
+    });
+}
+
+#[test]
+fn a_session_out_of_reach_shows_how_old_it_is_and_who_else_is_there() {
+    let mut lost = session(6, "Make the parser faster", Status::Active, Activity::Working);
+    lost.unreachable_since = Some(at(-12));
+    let here = |client: &str| AttachedView { client: client.into(), to: AttachedTo::Events, since: at(-60) };
+    lost.attached = vec![here("anna@laptop (pts/3)"), here("me"), here("ben@desk (pts/1)\u{1b}[2J")];
+    each_size_of("unreachable", vec![lost], |state| {
+        state.me = "me".into();
+        open(state);
+        let fault = v1::Fault {
+            code: "STORE_FULL".into(),
+            message: "the disk of the store is full, so nothing is written".into(),
+            hint: "free some space: openagent rm ID, or remove other files".into(),
+        };
+        let store = Some(v1::StoreStatus { writable: false, fault: Some(fault) });
+        let status = v1::GetStatusResponse { protocol: openagent_proto::PROTOCOL, store, ..v1::GetStatusResponse::default() };
+        update(state, Input::Answer(Answer::Status(Ok(Box::new(status)))));
+    });
+}
+
+#[test]
+fn everything_about_a_session_is_shown() {
+    let mut failed = session(6, "Make the parser faster", Status::Error, Activity::Quiet);
+    failed.fault =
+        Some(Fault::new("INSTANCE_ENDED", "the sandbox ended: it ran out of memory and was killed", "resume it: openagent resume ID"));
+    failed.instance = Some(instance("error", Some(ExitCause::OutOfMemory)));
+    failed.attached = vec![AttachedView { client: "anna@laptop (pts/3)".into(), to: AttachedTo::Terminal, since: at(-60) }];
+    each_size_of("details", vec![failed], |state| {
+        press(state, KeyCode::Char('v'));
     });
 }
 

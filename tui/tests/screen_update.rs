@@ -9,7 +9,9 @@ use openagent::app::input::{Answer, Call, Effect, Input, Watch};
 use openagent::app::keymap::Layer;
 use openagent::app::state::{Focus, Link, Overlay, Screen, State};
 use openagent::app::update::update;
-use openagent::client::{ClientError, Kind, NewSession, Pending, PendingRequest, SessionChange, Snapshot, StreamItem, TerminalItem};
+use openagent::client::{
+    AttachedTo, AttachedView, ClientError, Kind, NewSession, Pending, PendingRequest, SessionChange, Snapshot, StreamItem, TerminalItem,
+};
 use openagent_core::activity::Activity;
 use openagent_core::event::{Event, EventKind};
 use openagent_core::permission::{PermissionMode, PermissionResponse};
@@ -183,7 +185,7 @@ fn the_next_request_shows_after_an_answer_and_somebody_elses_answer_is_told() {
         reason: None,
     };
     update(&mut state, Input::Follow(session_id(6), Watch::Item(StreamItem::Event(Event { seq: 3, at: at(0), kind: answered }))));
-    assert_eq!(state.note.as_ref().unwrap().text, "phone answered the request");
+    assert_eq!(state.note.as_ref().unwrap().text, "phone allowed it");
     assert_eq!(state.prompt.as_ref().unwrap().request.as_str(), "per_2");
     assert_eq!(state.focus, Focus::Request);
     assert!(drawn(&mut state).to_string().contains("second"));
@@ -360,6 +362,50 @@ fn whoever_has_no_key_is_offered_the_tour() {
     assert_eq!(new.model, "demo/tour");
     update(&mut state, Input::Answer(Answer::Created(Ok(Box::new(session(7, "Tour", Status::Creating, Activity::Quiet))))));
     assert!(!state.talk().unwrap().composer.is_blank());
+}
+
+#[test]
+fn stopping_wants_a_yes_wherever_the_letter_was_typed() {
+    let mut state = connected(80, 24, vec![session(3, "Write the release notes", Status::Active, Activity::Done)]);
+    assert_eq!(press(&mut state, KeyCode::Char('s')), []);
+    assert_eq!(press(&mut state, KeyCode::Char('n')), []);
+    press(&mut state, KeyCode::Enter);
+    press(&mut state, KeyCode::Esc);
+    assert_eq!(press(&mut state, KeyCode::Char('s')), []);
+    assert_eq!(press(&mut state, KeyCode::Char('y')), [Effect::Call(Call::Stop(session_id(3)))]);
+}
+
+#[test]
+fn a_daemon_whose_store_takes_no_writes_is_asked_again_until_it_does() {
+    let mut state = connected(80, 24, vec![]);
+    assert_eq!(update(&mut state, Input::Clock(at(30))), []);
+    let refused = ClientError { reason: "STORE_FULL".into(), ..error(Kind::Limit, "the disk is full") };
+    update(&mut state, Input::Answer(Answer::Created(Err(refused))));
+    assert_eq!(update(&mut state, Input::Clock(at(31))), [Effect::Call(Call::Status)], "a refused write is reason to look");
+    let status = |writable| v1::GetStatusResponse {
+        protocol: openagent_proto::PROTOCOL,
+        store: Some(v1::StoreStatus { writable, fault: None }),
+        ..v1::GetStatusResponse::default()
+    };
+    update(&mut state, Input::Answer(Answer::Status(Ok(Box::new(status(false))))));
+    assert!(drawn(&mut state).to_string().contains("the store is read-only"));
+    assert_eq!(state.stale_after(), Some(5_000));
+    assert_eq!(update(&mut state, Input::Clock(at(37))), [Effect::Call(Call::Status)]);
+    update(&mut state, Input::Answer(Answer::Status(Ok(Box::new(status(true))))));
+    assert!(!drawn(&mut state).to_string().contains("read-only"));
+    assert_eq!(update(&mut state, Input::Clock(at(60))), [], "what is well is asked rarely");
+}
+
+#[test]
+fn others_are_everybody_but_this_window() {
+    let mut state = opened();
+    state.me = "anna".into();
+    let mut shared = session(6, "Make the parser faster", Status::Active, Activity::Working);
+    let here = |client: &str, to| AttachedView { client: client.into(), to, since: at(0) };
+    shared.attached = vec![here("anna", AttachedTo::Events), here("anna", AttachedTo::Events), here("anna", AttachedTo::Terminal)];
+    assert_eq!(state.others(&shared).len(), 2, "another window may go by the same name");
+    state.open = None;
+    assert_eq!(state.others(&shared).len(), 3);
 }
 
 #[test]

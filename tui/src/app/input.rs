@@ -112,7 +112,7 @@ pub enum Call {
 #[derive(Debug)]
 #[allow(missing_docs, reason = "each answers the call of its name")]
 pub enum Answer {
-    Status(Result<v1::GetStatusResponse, ClientError>),
+    Status(Result<Box<v1::GetStatusResponse>, ClientError>),
     Providers(Result<v1::ListProvidersResponse, ClientError>),
     Keys(Result<Vec<v1::Key>, ClientError>),
     Pending(Result<Vec<Pending>, ClientError>),

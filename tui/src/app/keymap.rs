@@ -121,6 +121,8 @@ pub enum Action {
     Terminal,
     /// Write an archive.
     Export,
+    /// Show everything about the session.
+    Details,
     /// Show what waits for an answer.
     Inbox,
     /// Show what was spent.
@@ -146,6 +148,7 @@ pub const ACTIONS: &[(Action, &str)] = &[
     (Action::Resume, "resume this session"),
     (Action::Remove, "remove this session"),
     (Action::Export, "export this session as a zip archive"),
+    (Action::Details, "details of this session, and who is there"),
     (Action::Usage, "usage: tokens and cost"),
     (Action::Keys, "provider keys"),
     (Action::Help, "help"),
@@ -217,6 +220,7 @@ pub const LIST: &[Binding<ListCommand>] = &[
     bind(&[ch('e')], ListCommand::Do(Action::Export), "export", "write workspace and transcript to a zip archive"),
     bind(&[ch('u')], ListCommand::Do(Action::Usage), "usage", "tokens and cost"),
     bind(&[ch('K')], ListCommand::Do(Action::Keys), "keys", "provider keys"),
+    bind(&[ch('v')], ListCommand::Do(Action::Details), "details", "everything about the session, and who is there"),
     bind(&[ch('j'), key(KeyCode::Down)], ListCommand::Move(Move::Down), "", "one down"),
     bind(&[ch('k'), key(KeyCode::Up)], ListCommand::Move(Move::Up), "", "one up"),
     bind(&[ch('g'), key(KeyCode::Home)], ListCommand::Move(Move::First), "", "to the first"),
@@ -285,6 +289,7 @@ pub const TALK: &[Binding<TalkCommand>] = &[
     bind(&[ch('r')], TalkCommand::Do(Action::Rename), "", "give the session a title"),
     bind(&[ch('R')], TalkCommand::Do(Action::Resume), "", "give a stopped or failed session a new container"),
     bind(&[ch('s')], TalkCommand::Do(Action::Stop), "", "stop the session"),
+    bind(&[ch('v')], TalkCommand::Do(Action::Details), "", "everything about the session, and who is there"),
     bind(&[ch('u')], TalkCommand::Do(Action::Usage), "", "tokens and cost"),
 ];
 

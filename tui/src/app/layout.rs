@@ -1,13 +1,16 @@
 //! Where things are. Pure functions of the state, shared by drawing, mouse hits and the sizes that terminals are told.
 
 use openagent_core::activity::Activity;
+use openagent_proto::PROTOCOL;
 use ratatui::layout::Rect;
+use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
-use super::state::{Focus, Prompt, Screen, State};
+use super::state::{Focus, Link, Prompt, Screen, State};
 use super::terminal::clamp;
 use super::text::harmless;
 use super::wrap::{Break, wrap};
+use crate::client::SessionView;
 
 /// Columns from which sessions and conversation stand side by side.
 pub const TWO_PANES_MIN: u16 = 100;
@@ -21,6 +24,9 @@ const ONE_ROW_MIN: u16 = 76;
 /// Most rows of news.
 const NOTE_ROWS_MAX: usize = 4;
 
+/// Rows of the screen below which less is said of what is wrong.
+const BANNER_SMALL: u16 = 20;
+
 /// Most rows of the composer.
 const COMPOSER_ROWS_MAX: u16 = 10;
 
@@ -29,6 +35,8 @@ const COMPOSER_ROWS_MAX: u16 = 10;
 pub struct Areas {
     /// Name, connection, counts.
     pub header: Rect,
+    /// What is wrong as a whole, and what to do about it; empty where nothing is.
+    pub banner: Rect,
     /// The session list, if it is seen.
     pub list: Option<Rect>,
     /// What stands beside or instead of it.
@@ -68,6 +76,46 @@ fn cut_bottom(area: &mut Rect, rows: u16) -> Rect {
     Rect { y: area.y + area.height, height: rows, ..*area }
 }
 
+/// The rows that say what is wrong as a whole. A terminal's programs are not moved for them: there the header must do.
+#[must_use]
+pub fn banner_rows(state: &State) -> Vec<Line<'static>> {
+    let theme = state.theme;
+    if state.screen == Screen::Terminal {
+        return Vec::new();
+    }
+    let (what, todo) = match (&state.link, state.read_only(), &state.daemon) {
+        (Link::Down { error, .. }, ..) if error.is_disconnected() => (String::new(), "start it: openagent daemon start".to_owned()),
+        (Link::Down { error, .. }, ..) => (String::new(), harmless(&error.hint)),
+        (_, Some(store), _) => {
+            let fault = store.fault.clone().unwrap_or_default();
+            let why = if fault.message.is_empty() { String::new() } else { format!(": {}", harmless(&fault.message)) };
+            (format!("! the store is read-only{why}"), harmless(&fault.hint))
+        }
+        (_, None, Some(daemon)) if daemon.protocol != PROTOCOL => (
+            format!("! the daemon speaks protocol {}, this client {PROTOCOL}", daemon.protocol),
+            "quit and start openagent again".to_owned(),
+        ),
+        _ => return Vec::new(),
+    };
+    let width = usize::from(state.size.width).max(1);
+    // On a small screen what to do matters more than the end of a long sentence.
+    let most = if state.size.height < BANNER_SMALL { 1 } else { 2 };
+    let rest = Span::raw("  ");
+    let said = |text: &str, style, first: Span<'static>| {
+        let mut rows = wrap(&[Span::styled(text.replace('\n', " "), style)], width, Break::Words, &first, &rest);
+        rows.truncate(most);
+        rows
+    };
+    let mut rows = Vec::new();
+    if !what.is_empty() {
+        rows.extend(said(&what, theme.bad(), Span::raw("")));
+    }
+    if !todo.is_empty() {
+        rows.extend(said(&todo, Style::new(), Span::styled("→ ", theme.accent())));
+    }
+    rows
+}
+
 /// The rows of the news.
 #[must_use]
 pub fn note_rows(state: &State) -> Vec<Line<'static>> {
@@ -90,6 +138,7 @@ pub fn note_rows(state: &State) -> Vec<Line<'static>> {
 pub fn areas(state: &State) -> Areas {
     let mut rest = Rect::new(0, 0, state.size.width, state.size.height);
     let header = cut(&mut rest, 1);
+    let banner = cut(&mut rest, u16::try_from(banner_rows(state).len()).unwrap_or(0));
     let bar = cut_bottom(&mut rest, 1);
     let note = cut_bottom(&mut rest, u16::try_from(note_rows(state).len()).unwrap_or(0));
     let (list, main) = match state.screen {
@@ -101,7 +150,7 @@ pub fn areas(state: &State) -> Areas {
         Screen::Main if state.focus == Focus::List || state.open.is_none() => (Some(rest), None),
         Screen::Main | Screen::Inbox | Screen::Keys | Screen::Usage | Screen::Terminal => (None, Some(rest)),
     };
-    Areas { header, list, main, note, bar }
+    Areas { header, banner, list, main, note, bar }
 }
 
 /// Rows of a session in a list of this width.
@@ -201,7 +250,9 @@ pub fn window(state: &State, columns: u16, rows: u16) -> Rect {
 #[must_use]
 pub fn counts(state: &State) -> (usize, usize) {
     let blocked = state.sessions.all.iter().filter(|session| matches!(session.activity, Activity::Blocked { .. })).count();
-    let working =
-        state.sessions.all.iter().filter(|session| matches!(session.activity, Activity::Working | Activity::Retrying { .. })).count();
+    let works = |session: &&SessionView| {
+        session.unreachable_since.is_none() && matches!(session.activity, Activity::Working | Activity::Retrying { .. })
+    };
+    let working = state.sessions.all.iter().filter(works).count();
     (blocked, working)
 }

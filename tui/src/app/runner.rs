@@ -290,7 +290,7 @@ async fn attach(
 
 async fn carry_out(client: &Client, call: Call) -> Answer {
     match call {
-        Call::Status => Answer::Status(client.status().await),
+        Call::Status => Answer::Status(client.status().await.map(Box::new)),
         Call::Providers => Answer::Providers(client.providers(false).await),
         Call::Keys => Answer::Keys(client.keys().await),
         Call::Pending => Answer::Pending(client.pending(None).await),

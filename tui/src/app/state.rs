@@ -18,7 +18,14 @@ use super::keymap::{Action, Layer};
 use super::terminal::Pane;
 use super::text::{fuzzy, has_words};
 use super::theme::Theme;
-use crate::client::{ClientError, Pending, SessionView};
+use crate::client::{AttachedTo, AttachedView, ClientError, Pending, SessionView};
+use crate::output::quantity::{ordinal, span};
+
+/// Milliseconds after which the daemon is asked again how it is doing, and ages are counted on.
+const CALM_MILLIS: u64 = 60_000;
+
+/// The same while something is wrong with it.
+const TROUBLED_MILLIS: u64 = 5_000;
 
 /// Conversations that are kept after they were left, to come back to without reading them again.
 pub const TALKS_KEPT: usize = 8;
@@ -34,10 +41,14 @@ pub struct State {
     pub theme: Theme,
     /// Folder in which the program was started.
     pub folder: String,
+    /// The name under which others see this client.
+    pub me: String,
     /// The connection to the daemon.
     pub link: Link,
     /// How the daemon is doing.
     pub daemon: Option<v1::GetStatusResponse>,
+    /// When it was last asked for that.
+    pub asked_daemon_at: Timestamp,
     /// The sessions.
     pub sessions: Sessions,
     /// Conversations that were opened, each with its composer.
@@ -172,13 +183,16 @@ impl Sessions {
     }
 }
 
-/// What a session does, in a word or two.
+/// What a session does, in a word or two. Of one that cannot be reached it is what it did when it last answered.
 #[must_use]
 pub fn activity_word(session: &SessionView) -> String {
+    if session.queue_position > 0 {
+        return format!("queued ({})", ordinal(session.queue_position));
+    }
     match (session.status, &session.activity) {
         (Some(Status::Creating), _) if session.step.is_empty() => "creating".to_owned(),
         (Some(Status::Creating), _) => format!("creating: {}", session.step),
-        (Some(Status::Idle), _) => "idle".to_owned(),
+        (Some(Status::Idle), _) => session.rest().map_or_else(|| "idle".to_owned(), |rest| format!("idle, {}", rest.name())),
         (Some(Status::Stopped), _) => "stopped".to_owned(),
         (Some(Status::Error), _) => "error".to_owned(),
         (_, Activity::Quiet) if !session.step.is_empty() => format!("starting: {}", session.step),
@@ -192,6 +206,12 @@ pub fn activity_word(session: &SessionView) -> String {
         (_, Activity::Done) => "done".to_owned(),
         (_, Activity::Failed) => "failed".to_owned(),
     }
+}
+
+/// For how long a session has not answered, where it does not.
+#[must_use]
+pub fn unreachable(session: &SessionView, now: Timestamp) -> Option<String> {
+    session.unreachable_since.map(|since| format!("unreachable {}", span(now.millis_since(since))))
 }
 
 /// An open conversation.
@@ -286,6 +306,13 @@ pub enum Overlay {
     Help {
         /// The layers from which it was called.
         layers: Vec<Layer>,
+        /// First row on the screen.
+        offset: usize,
+    },
+    /// Everything about a session.
+    Details {
+        /// The session.
+        session: SessionId,
         /// First row on the screen.
         offset: usize,
     },
@@ -413,8 +440,10 @@ impl State {
             now: Timestamp::default(),
             theme,
             folder,
+            me: String::new(),
             link: Link::Connecting,
             daemon: None,
+            asked_daemon_at: Timestamp::default(),
             sessions: Sessions::default(),
             talks: HashMap::new(),
             open: None,
@@ -513,7 +542,7 @@ impl State {
     #[must_use]
     pub fn layer(&self) -> Layer {
         match self.overlays.last() {
-            Some(Overlay::Help { .. }) => return Layer::Help,
+            Some(Overlay::Help { .. } | Overlay::Details { .. }) => return Layer::Help,
             Some(Overlay::Confirm { .. }) => return Layer::Confirm,
             Some(Overlay::Entry(_)) => return Layer::Field,
             Some(Overlay::New(_)) => return Layer::Form,
@@ -546,16 +575,51 @@ impl State {
     #[must_use]
     pub fn stale_after(&self) -> Option<u64> {
         let counting = matches!(self.link, Link::Down { .. })
-            || self
-                .sessions
-                .all
-                .iter()
-                .any(|session| session.status == Some(Status::Creating) || matches!(session.activity, Activity::Retrying { .. }));
-        match (counting, self.sessions.all.is_empty()) {
-            (true, _) => Some(1_000),
-            (false, false) => Some(60_000),
-            (false, true) => None,
+            || self.sessions.all.iter().any(|session| {
+                session.status == Some(Status::Creating)
+                    || session.unreachable_since.is_some()
+                    || session.queue_position > 0
+                    || matches!(session.activity, Activity::Retrying { .. })
+            });
+        match (counting, self.is_troubled(), self.sessions.all.is_empty()) {
+            (true, ..) => Some(1_000),
+            (false, true, _) => Some(TROUBLED_MILLIS),
+            (false, false, false) => Some(CALM_MILLIS),
+            (false, false, true) => None,
         }
+    }
+
+    /// Whether the daemon is to be asked again how it is doing: soon while something is wrong with it.
+    #[must_use]
+    pub fn is_daemon_due(&self) -> bool {
+        let every = if self.is_troubled() { TROUBLED_MILLIS } else { CALM_MILLIS };
+        self.link == Link::Up && self.now.millis_since(self.asked_daemon_at) >= every
+    }
+
+    fn is_troubled(&self) -> bool {
+        let Some(daemon) = &self.daemon else { return false };
+        self.read_only().is_some() || daemon.driver.as_ref().is_some_and(|driver| !driver.healthy)
+    }
+
+    /// The daemon's store where it takes no writes.
+    #[must_use]
+    pub fn read_only(&self) -> Option<&v1::StoreStatus> {
+        self.daemon.as_ref()?.store.as_ref().filter(|store| !store.writable)
+    }
+
+    /// Who else follows a session.
+    #[must_use]
+    pub fn others<'a>(&self, session: &'a SessionView) -> Vec<&'a AttachedView> {
+        let mut others: Vec<&AttachedView> = session.attached.iter().collect();
+        let mut own = |followed: bool, to: AttachedTo| {
+            // Another window may go by the same name: only one of each is this one.
+            if let Some(index) = others.iter().position(|one| followed && one.to == to && one.client == self.me) {
+                others.remove(index);
+            }
+        };
+        own(self.open.as_ref() == Some(&session.id), AttachedTo::Events);
+        own(self.terminal.as_ref().is_some_and(|pane| pane.session == session.id), AttachedTo::Terminal);
+        others
     }
 
     /// Whether this action means something now.
@@ -563,7 +627,7 @@ impl State {
     pub fn can(&self, action: Action) -> bool {
         let subject = self.subject();
         match action {
-            Action::Rename | Action::Remove | Action::Export | Action::Terminal => subject.is_some(),
+            Action::Rename | Action::Remove | Action::Export | Action::Terminal | Action::Details => subject.is_some(),
             Action::Stop => subject.is_some_and(|session| !matches!(session.status, Some(Status::Stopped | Status::Error))),
             Action::Resume => subject.is_some_and(|session| matches!(session.status, Some(Status::Stopped | Status::Error | Status::Idle))),
             Action::Abort => subject.is_some_and(|session| {

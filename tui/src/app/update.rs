@@ -14,6 +14,7 @@ mod talk;
 
 use crossterm::event::{KeyEvent, KeyEventKind, MouseButton, MouseEvent, MouseEventKind};
 use openagent_core::id::SessionId;
+use openagent_core::time::Timestamp;
 use ratatui::layout::{Position, Size};
 
 use super::input::{Call, Effect, Input};
@@ -29,7 +30,13 @@ const WHEEL_ROWS: i32 = 3;
 pub fn update(state: &mut State, input: Input) -> Vec<Effect> {
     let mut effects = Vec::new();
     match input {
-        Input::Clock(now) => state.now = now,
+        Input::Clock(now) => {
+            state.now = now;
+            if state.is_daemon_due() {
+                state.asked_daemon_at = now;
+                effects.push(Effect::Call(Call::Status));
+            }
+        }
         Input::Frame => frame(state),
         Input::Key(event) if event.kind == KeyEventKind::Release => {}
         Input::Key(event) => key(state, &event, &mut effects),
@@ -166,7 +173,7 @@ fn mouse(state: &mut State, event: MouseEvent, effects: &mut Vec<Effect>) {
         MouseEventKind::Down(MouseButton::Left) if state.overlays.is_empty() => return click(state, at, effects),
         _ => return,
     };
-    if let Some(Overlay::Help { offset, .. }) = state.overlays.last_mut() {
+    if let Some(Overlay::Help { offset, .. } | Overlay::Details { offset, .. }) = state.overlays.last_mut() {
         *offset = offset.saturating_add_signed(isize::try_from(rows).unwrap_or(0));
         return;
     }
@@ -260,6 +267,10 @@ fn good(state: &mut State, text: impl Into<String>) {
 }
 
 fn bad(state: &mut State, error: &ClientError) {
+    if error.reason.starts_with("STORE_") {
+        // What is wrong with the store is asked at once, and stands until it is mended.
+        state.asked_daemon_at = Timestamp::default();
+    }
     state.note = Some(Note { text: error.message.clone(), hint: error.hint.clone(), bad: true });
 }
 

@@ -23,6 +23,7 @@ use crate::output::quantity::span;
 pub fn view(state: &State, frame: &mut Frame<'_>) {
     let areas = layout::areas(state);
     header(state, frame, areas.header);
+    frame.render_widget(Paragraph::new(layout::banner_rows(state)), areas.banner);
     if let Some(list) = areas.list {
         list::draw(state, frame, list);
         if let Some(main) = areas.main {
@@ -60,6 +61,9 @@ fn header(state: &State, frame: &mut Frame<'_>, area: Rect) {
             spans.push(Span::styled(format!(" ✗ {} {why}", one_line(&driver.name)), theme.bad()));
         }
     }
+    if state.read_only().is_some() {
+        spans.push(Span::styled("  ! read-only", theme.bad()));
+    }
     if working > 0 {
         spans.push(Span::styled(format!("  ● {working} working"), theme.accent()));
     }
@@ -76,8 +80,11 @@ fn header(state: &State, frame: &mut Frame<'_>, area: Rect) {
             let age = span(state.now.millis_since(*since));
             let then = if seconds == 0 { "connecting".to_owned() } else { format!("again in {seconds} s") };
             let why = if area.width >= layout::TWO_PANES_MIN { format!("{}, ", one_line(&error.message)) } else { String::new() };
-            let since = if area.width >= 60 { format!("as of {age} ago, ") } else { String::new() };
-            (format!("✗ offline: {why}{since}{then}"), theme.bad())
+            if area.width >= 60 {
+                (format!("✗ offline: {why}as of {age} ago, {then}"), theme.bad())
+            } else {
+                (format!("✗ offline {age}: {then}"), theme.bad())
+            }
         }
     };
     if !text.is_empty() {

@@ -61,7 +61,9 @@ impl Progress {
             EventKind::Busy { busy: Busy::Retrying { attempt, message, .. } } => {
                 say(&format!("  the model call failed ({attempt}) and will be tried again: {}", shortened(message, 200)));
             }
-            EventKind::Agent { process: AgentProcess::Exited { code, cause, .. } } => say(&format!("  the agent {}", cause.sentence(*code))),
+            EventKind::Agent { process: AgentProcess::Exited { code, cause, .. } } => {
+                say(&format!("  the agent {}", cause.sentence(*code)))
+            }
             _ => {}
         }
     }

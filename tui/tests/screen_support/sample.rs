@@ -7,10 +7,11 @@ use openagent::app::state::State;
 use openagent::app::theme::Theme;
 use openagent::app::update::update;
 use openagent::app::view::view;
-use openagent::client::{SessionChange, SessionView, StreamItem};
+use openagent::client::{InstanceView, SessionChange, SessionView, StreamItem};
 use openagent_core::activity::Activity;
 use openagent_core::event::*;
 use openagent_core::id::SessionId;
+use openagent_core::instance::ExitCause;
 use openagent_core::permission::*;
 use openagent_core::session::{Limits, Status, Step, WorkspaceSource};
 use openagent_core::time::Timestamp;
@@ -57,6 +58,19 @@ pub fn session(number: u32, title: &str, status: Status, activity: Activity) -> 
         queue_position: 0,
         unreachable_since: None,
         attached: Vec::new(),
+    }
+}
+
+pub fn instance(state: &'static str, exit: Option<ExitCause>) -> InstanceView {
+    InstanceView {
+        id: format!("ins_{:026}", 1).parse().unwrap(),
+        driver: "docker".into(),
+        state,
+        exit_cause: exit.as_ref().map(ToString::to_string).unwrap_or_default(),
+        exit,
+        created_at: at(-3_000),
+        running_at: None,
+        ended_at: None,
     }
 }
 

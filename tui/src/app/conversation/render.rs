@@ -2,7 +2,7 @@
 
 use openagent_core::event::{FileDiff, PartBody, Role, StepOutcome, TodoItem, ToolState, TurnOutcome};
 use openagent_core::permission::PermissionResponse;
-use openagent_core::session::{Fault, Status};
+use openagent_core::session::{Fault, Status, Step};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 use serde_json::Value;
@@ -21,6 +21,9 @@ const FOLDED_REASONING_ROWS: usize = 2;
 
 /// Rows of output that an unfolded card shows; an export has them all.
 const UNFOLDED_ROWS: usize = 5_000;
+
+/// Shortest wait that is worth a word.
+const WAIT_SHOWN_MILLIS: u64 = 100;
 
 struct Pen {
     width: usize,
@@ -358,12 +361,23 @@ impl Pen {
         let ready = rungs.iter().any(|rung| rung.step.next().is_none() && matches!(rung.outcome, StepOutcome::Done { .. }));
         if ready && !failed && !toggled {
             let total = rungs.iter().map(|rung| if let StepOutcome::Done { millis } = rung.outcome { millis } else { 0 }).sum();
-            self.line(&[Span::styled(format!("✓ ready after {}", duration(total)), theme.dim())], "  ");
+            let waited = rungs.iter().find_map(|rung| match rung.outcome {
+                StepOutcome::Done { millis } if rung.step == Step::Admission && millis >= WAIT_SHOWN_MILLIS => Some(millis),
+                _ => None,
+            });
+            let waited = waited.map(|millis| format!(", {} of it waiting for room", duration(millis))).unwrap_or_default();
+            self.line(&[Span::styled(format!("✓ ready after {}{waited}", duration(total)), theme.dim())], "  ");
             return;
         }
         for rung in rungs {
             let name = rung.step.name();
             match &rung.outcome {
+                StepOutcome::Started if rung.step == Step::Admission => {
+                    self.line(
+                        &[Span::styled(format!("● {name:<10} … waits for room; stopping takes it out of the queue"), theme.accent())],
+                        "  ",
+                    );
+                }
                 StepOutcome::Started => self.line(&[Span::styled(format!("● {name:<10} …"), theme.accent())], "  "),
                 StepOutcome::Done { millis } => self.line(
                     &[Span::styled("✓ ", theme.good()), Span::raw(format!("{name:<10} ")), Span::styled(duration(*millis), theme.dim())],

@@ -8,7 +8,7 @@ use crate::client::Kind;
 
 pub(super) fn answer(state: &mut State, answer: Answer, effects: &mut Vec<Effect>) {
     match answer {
-        Answer::Status(Ok(status)) => state.daemon = Some(status),
+        Answer::Status(Ok(status)) => state.daemon = Some(*status),
         Answer::Providers(Ok(providers)) => {
             state.providers = Some(providers);
             screen::keys_step(state, 0);

@@ -182,17 +182,30 @@ pub(super) fn act(state: &mut State, action: Action, effects: &mut Vec<Effect>) 
             purpose: Confirmed::Remove(id),
         }),
         (Action::Stop, Some((id, title))) => {
-            if state.can(Action::Abort) {
-                let question = format!("“{}” is in the middle of a turn. Stop it?", one_line(&title));
-                state.overlays.push(Overlay::Confirm { question, purpose: Confirmed::Stop(id) });
+            let title = one_line(&title);
+            let question = if state.can(Action::Abort) {
+                format!("“{title}” is in the middle of a turn. Stop it?")
+            } else if state.subject().is_some_and(|session| session.queue_position > 0) {
+                format!("Take “{title}” out of the queue? R puts it back.")
             } else {
-                effects.push(Effect::Call(Call::Stop(id)));
-                good(state, "stopping…");
-            }
+                format!("Stop “{title}”? Everything but its container is kept; R resumes it.")
+            };
+            state.overlays.push(Overlay::Confirm { question, purpose: Confirmed::Stop(id) });
         }
+        (Action::Details, Some((session, _))) => state.overlays.push(Overlay::Details { session, offset: 0 }),
         (Action::Resume, Some((id, _))) => effects.push(Effect::Call(Call::Resume(id))),
         (Action::Abort, Some((id, _))) => effects.push(Effect::Call(Call::Abort(id))),
         (Action::Terminal, Some((id, _))) => effects.push(Effect::Call(Call::Terminals(id))),
-        (Action::Rename | Action::Export | Action::Remove | Action::Stop | Action::Resume | Action::Abort | Action::Terminal, None) => {}
+        (
+            Action::Rename
+            | Action::Export
+            | Action::Remove
+            | Action::Stop
+            | Action::Resume
+            | Action::Abort
+            | Action::Terminal
+            | Action::Details,
+            None,
+        ) => {}
     }
 }

@@ -51,7 +51,7 @@ pub(in crate::app) fn palette(filter: &str) -> Vec<(Action, &'static str)> {
 
 pub(super) fn key(state: &mut State, event: &KeyEvent, effects: &mut Vec<Effect>) {
     match state.overlays.last_mut() {
-        Some(Overlay::Help { offset, .. }) => match keymap::find(HELP, event) {
+        Some(Overlay::Help { offset, .. } | Overlay::Details { offset, .. }) => match keymap::find(HELP, event) {
             Some(HelpCommand::Close) => {
                 state.overlays.pop();
             }
@@ -97,7 +97,10 @@ pub(super) fn paste(state: &mut State, text: &str) {
             }
         }
         Some(Overlay::Palette { filter, .. }) => filter.insert(text.trim()),
-        Some(Overlay::Help { .. } | Overlay::Confirm { .. } | Overlay::Welcome { .. } | Overlay::Terminals { .. }) | None => {}
+        Some(
+            Overlay::Help { .. } | Overlay::Details { .. } | Overlay::Confirm { .. } | Overlay::Welcome { .. } | Overlay::Terminals { .. },
+        )
+        | None => {}
     }
 }
 
@@ -312,6 +315,11 @@ fn taken(state: &mut State, overlay: Overlay, effects: &mut Vec<Effect>) {
                 None => state.note = Some(Note { text: "this daemon has no demo".to_owned(), hint: String::new(), bad: true }),
             }
         }
-        Overlay::Welcome { .. } | Overlay::Help { .. } | Overlay::Confirm { .. } | Overlay::Entry(_) | Overlay::New(_) => {}
+        Overlay::Welcome { .. }
+        | Overlay::Help { .. }
+        | Overlay::Details { .. }
+        | Overlay::Confirm { .. }
+        | Overlay::Entry(_)
+        | Overlay::New(_) => {}
     }
 }

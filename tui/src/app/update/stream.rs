@@ -3,6 +3,7 @@
 use openagent_core::activity::Activity;
 use openagent_core::event::{Event, EventKind};
 use openagent_core::id::{SessionId, TerminalId};
+use openagent_core::permission::PermissionResponse;
 
 use super::{bad, list, overlay, request, see};
 use crate::app::conversation::Conversation;
@@ -16,6 +17,7 @@ pub(super) fn sessions(state: &mut State, watch: Watch<SessionChange>, effects: 
         Watch::Connected | Watch::Reset => {
             state.link = Link::Up;
             state.sessions.fresh.clear();
+            state.asked_daemon_at = state.now;
             effects.extend([Call::Status, Call::Providers, Call::Keys].map(Effect::Call));
         }
         Watch::Item(SessionChange::Changed(session)) => {
@@ -140,8 +142,11 @@ pub(super) fn events(state: &mut State, id: &SessionId, watch: Watch<StreamItem>
 
 /// Who answered the request that is on the screen, if it was not this client.
 fn somebody_elses(state: &State, event: &Event) -> Option<Note> {
-    let (id, by) = match &event.kind {
-        EventKind::PermissionAnswered { id, by, .. } | EventKind::QuestionAnswered { id, by, .. } => (id, by),
+    let (id, by, what) = match &event.kind {
+        EventKind::PermissionAnswered { id, by, response: PermissionResponse::Reject, .. } => (id, by, "did not allow it"),
+        EventKind::PermissionAnswered { id, by, .. } => (id, by, "allowed it"),
+        EventKind::QuestionAnswered { id, by, answers: Some(_) } => (id, by, "answered the question"),
+        EventKind::QuestionAnswered { id, by, answers: None } => (id, by, "dismissed the question"),
         _ => return None,
     };
     let prompt = state.prompt.as_ref()?;
@@ -149,7 +154,7 @@ fn somebody_elses(state: &State, event: &Event) -> Option<Note> {
         text: match by.as_str() {
             "rule" => "a remembered answer settled the request".to_owned(),
             "agent" => "the agent withdrew the request".to_owned(),
-            other => format!("{other} answered the request"),
+            other => format!("{other} {what}"),
         },
         hint: String::new(),
         bad: false,

@@ -9,7 +9,7 @@ use ratatui::text::{Line, Span};
 
 use super::centred;
 use crate::app::layout;
-use crate::app::state::{Focus, State, activity_word};
+use crate::app::state::{Focus, State, activity_word, unreachable};
 use crate::app::text::{age, count, money, one_line};
 use crate::app::theme::Theme;
 use crate::app::wrap::{fit, pad};
@@ -28,7 +28,11 @@ fn short_model(session: &SessionView) -> &str {
 
 /// A symbol for what a session does; no two mean the same.
 pub(super) fn symbol(session: &SessionView, theme: Theme) -> (&'static str, Style) {
+    if session.unreachable_since.is_some() {
+        return ("~", theme.warn());
+    }
     match (session.status, &session.activity) {
+        _ if session.queue_position > 0 => ("○", theme.warn()),
         (Some(Status::Creating), _) => ("○", theme.accent()),
         (Some(Status::Idle), _) => ("◌", theme.dim()),
         (Some(Status::Stopped), _) => ("■", theme.dim()),
@@ -92,11 +96,20 @@ fn mark(state: &State, session: &SessionView) -> Span<'static> {
     Span::styled(if unread { "*" } else { " " }, state.theme.warn())
 }
 
+/// What a session does and how that looks: pale where it is only what it last was known to do.
+fn doing(state: &State, session: &SessionView, style: Style) -> (String, Style) {
+    match unreachable(session, state.now) {
+        Some(words) => (words, state.theme.dim()),
+        None => (activity_word(session), style),
+    }
+}
+
 /// A session in one row: everything in columns.
 fn wide(state: &State, session: &SessionView, width: u16) -> Line<'static> {
     let theme = state.theme;
     let (symbol, style) = symbol(session, theme);
-    let activity = pad(&activity_word(session), ACTIVITY_COLUMNS);
+    let (activity, as_of) = doing(state, session, style);
+    let activity = pad(&activity, ACTIVITY_COLUMNS);
     let model = pad(&one_line(short_model(session)), MODEL_COLUMNS);
     let tail = format!(
         "{:>7} {:>8} {:>4}",
@@ -110,7 +123,7 @@ fn wide(state: &State, session: &SessionView, width: u16) -> Line<'static> {
         Span::styled(format!("{symbol} "), style),
         mark(state, session),
         Span::raw(format!("{title} ")),
-        Span::styled(format!("{activity} "), style),
+        Span::styled(format!("{activity} "), as_of),
         Span::styled(format!("{model} "), theme.dim()),
         Span::raw(tail),
     ])
@@ -129,9 +142,9 @@ fn narrow(state: &State, session: &SessionView, width: u16) -> Vec<Line<'static>
         Span::styled(format!("{age:>4} "), theme.dim()),
     ]);
     let usage = format!("{} {}", count(session.usage.tokens.total()), money(session.usage.cost_micros));
-    let activity = activity_word(session);
+    let (activity, as_of) = doing(state, session, style);
     let rest = format!(" · {usage} · {}", one_line(short_model(session)));
     let room = usize::from(width).saturating_sub(4 + activity.chars().count());
-    let second = Line::from(vec![Span::styled(format!("   {activity}"), style), Span::styled(fit(&rest, room), theme.dim())]);
+    let second = Line::from(vec![Span::styled(format!("   {activity}"), as_of), Span::styled(fit(&rest, room), theme.dim())]);
     vec![first, second]
 }

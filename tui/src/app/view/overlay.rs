@@ -1,5 +1,6 @@
 //! What stands over the screen.
 
+use openagent_core::id::SessionId;
 use ratatui::Frame;
 use ratatui::layout::{Position, Rect};
 use ratatui::style::Style;
@@ -14,6 +15,7 @@ use crate::app::state::{Entry, FormField, NewForm, Overlay, State};
 use crate::app::text::{harmless, one_line};
 use crate::app::update::overlay::{WELCOME, palette};
 use crate::app::wrap::{Break, fit, pad, wrap, wrap_text};
+use crate::output::session::block;
 
 /// Rows of models that the form shows.
 const MODEL_ROWS: usize = 6;
@@ -21,6 +23,7 @@ const MODEL_ROWS: usize = 6;
 pub(super) fn draw(state: &State, frame: &mut Frame<'_>) {
     match state.overlays.last() {
         Some(Overlay::Help { layers, offset }) => help(state, frame, layers, *offset),
+        Some(Overlay::Details { session, offset }) => details(state, frame, session, *offset),
         Some(Overlay::Confirm { question, .. }) => {
             let area = layout::window(state, 60, 6);
             let inner = window(state, frame, area, "Are you sure?");
@@ -58,6 +61,19 @@ pub(super) fn draw(state: &State, frame: &mut Frame<'_>) {
         }
         None => {}
     }
+}
+
+/// Everything about a session, as the command line shows it.
+fn details(state: &State, frame: &mut Frame<'_>, id: &SessionId, offset: usize) {
+    let area = layout::window(state, 100, state.size.height.saturating_sub(2));
+    let inner = window(state, frame, area, "Session");
+    let Some(session) = state.sessions.get(id) else { return };
+    let rows: Vec<Line<'static>> = block(session, state.now)
+        .lines()
+        .flat_map(|line| wrap(&[Span::raw(line.to_owned())], usize::from(inner.width), Break::Words, &Span::raw(""), &Span::raw("  ")))
+        .collect();
+    let offset = offset.min(rows.len().saturating_sub(usize::from(inner.height)));
+    lines(frame, inner, rows.into_iter().skip(offset));
 }
 
 fn window(state: &State, frame: &mut Frame<'_>, area: Rect, title: &str) -> Rect {

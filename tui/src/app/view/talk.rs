@@ -12,10 +12,10 @@ use unicode_width::UnicodeWidthStr;
 use super::{centred, list};
 use crate::app::conversation::viewport::Anchor;
 use crate::app::layout;
-use crate::app::state::{Focus, Screen, State, Talk, activity_word};
+use crate::app::state::{Focus, Screen, State, Talk, activity_word, unreachable};
 use crate::app::text::{duration, one_line, spent};
 use crate::app::wrap::fit;
-use crate::client::PendingRequest;
+use crate::client::{AttachedView, PendingRequest};
 
 pub(super) fn draw(state: &State, frame: &mut Frame<'_>, main: Rect) {
     let theme = state.theme;
@@ -38,17 +38,39 @@ fn title(state: &State, frame: &mut Frame<'_>, area: Rect) {
     let Some(session) = state.open.as_ref().and_then(|id| state.sessions.get(id)) else { return };
     let (symbol, style) = list::symbol(session, theme);
     let mode = session.permission_mode.map_or("", openagent_core::permission::PermissionMode::name);
-    let right = format!(" {} · {mode}", one_line(&session.model));
+    let model = format!("{} · {mode}", one_line(&session.model));
     let room = usize::from(area.width);
     let mut spans = vec![Span::styled(format!("{symbol} "), style)];
     let name = fit(&list::title(session), room.saturating_sub(2));
     let left = name.width() + 2;
     spans.push(Span::styled(name, theme.strong()));
-    if left + right.width() <= room {
-        spans.push(Span::raw(" ".repeat(room - left - right.width())));
-        spans.push(Span::styled(right, theme.dim()));
+    // As much as fits: that somebody is there matters more than the model.
+    let fitting = rights(&state.others(session), model).into_iter().find(|(here, model)| left + 1 + here.width() + model.width() <= room);
+    if let Some((here, model)) = fitting {
+        spans.push(Span::raw(" ".repeat(room - left - here.width() - model.width())));
+        spans.push(Span::styled(here, theme.accent()));
+        spans.push(Span::styled(model, theme.dim()));
     }
     frame.render_widget(Line::from(spans), area);
+}
+
+/// Who else is there and which model it is, with more and more left out.
+fn rights(others: &[&AttachedView], model: String) -> Vec<(String, String)> {
+    let names: Vec<String> = others.iter().map(|other| one_line(&other.client)).collect();
+    let number = match names.len() {
+        0 => return vec![(String::new(), model)],
+        1 => "1 other here".to_owned(),
+        more => format!("{more} others here"),
+    };
+    let named = format!("{} here", names.join(", "));
+    let few = format!("+{}", names.len());
+    vec![
+        (named.clone(), format!(" · {model}")),
+        (named, String::new()),
+        (number.clone(), format!(" · {model}")),
+        (number, String::new()),
+        (few, String::new()),
+    ]
 }
 
 fn history(state: &State, talk: &Talk, frame: &mut Frame<'_>, area: Rect) {
@@ -76,7 +98,12 @@ fn strip(state: &State, talk: &Talk, frame: &mut Frame<'_>, area: Rect) {
     let mut spans = vec![Span::styled("─ ", theme.dim())];
     let session = state.open.as_ref().and_then(|id| state.sessions.get(id));
     match (&talk.conversation.busy, session) {
-        (_, Some(session)) if session.status == Some(Status::Creating) => {
+        (_, Some(session)) if unreachable(session, state.now).is_some() => {
+            let words = unreachable(session, state.now).unwrap_or_default();
+            spans.push(Span::styled(format!("~ {words} "), theme.warn()));
+            spans.push(Span::styled(format!("was {} ", activity_word(session)), theme.dim()));
+        }
+        (_, Some(session)) if session.status == Some(Status::Creating) || session.queue_position > 0 => {
             let since = talk.conversation.running_step().map(|(_, at)| state.now.millis_since(at) / 1_000 * 1_000);
             let time = since.filter(|millis| *millis > 0).map(|millis| format!(" {}", duration(millis))).unwrap_or_default();
             spans.push(Span::styled(format!("○ {}{time} ", activity_word(session)), theme.accent()));
