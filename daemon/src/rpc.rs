@@ -83,8 +83,8 @@ pub struct Defaults {
 /// Why the door cannot be opened.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// Another daemon answers on the socket.
-    #[error("another daemon answers on {0} already")]
+    /// Another daemon has the socket.
+    #[error("another daemon serves {0} already")]
     Taken(PathBuf),
     /// The socket cannot be made.
     #[error("the socket {0} cannot be made")]

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 #[path = "support/store.rs"]
+#[allow(dead_code, reason = "shared with tests that need more of it")]
 mod support;
 
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +16,7 @@ use std::path::Path;
 use openagent_core::event::EventKind;
 use openagent_core::id::SessionId;
 use openagent_core::time::Timestamp;
-use openagentd::event::EventLog;
+use openagentd::event::{EventLog, Item};
 use openagentd::store::Store;
 use support::{copy, history, opener, shipped};
 
@@ -122,6 +123,56 @@ async fn a_torn_page_at_the_end_is_refused_or_loses_nothing() {
             check(&state, &written.session, acked, &format!("{bytes} bytes of {fill} {back} before the end")).await;
         }
     }
+}
+
+/// Everything that was acknowledged is there, or somebody is told that it is not: who opens the store, reads the history, or verifies it.
+async fn is_told_or_whole(state: &Path, session: &SessionId, acked: u64, what: &str) -> &'static str {
+    let Ok(store) = Store::open(state.join("db")).await else { return "refused" };
+    let log = EventLog::new(store.clone());
+    let mut reader = match log.subscribe(session, 0, false).await {
+        Ok(reader) => reader,
+        Err(_) => return "no history",
+    };
+    let mut last = 0;
+    loop {
+        match reader.next().await {
+            Ok(Item::Event(event)) => last = event.seq,
+            Ok(Item::CaughtUp(_)) => break,
+            Ok(_) => {}
+            Err(_) => return "read fails",
+        }
+    }
+    if store
+        .verify(opener(&state.join("none")))
+        .await
+        .is_ok_and(|report| report.problems.iter().all(|problem| problem.contains("master key")))
+    {
+        assert!(last >= acked, "{what}: {last} of {acked} events, and nobody was told");
+        return "whole";
+    }
+    "verification"
+}
+
+#[tokio::test]
+async fn damage_in_the_middle_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    let frozen = tempfile::tempdir().unwrap();
+    let written = write(home.path(), frozen.path(), 300, 1).await;
+    let (_, acked) = *written.steps.last().unwrap();
+    let whole = frozen.path().join("299");
+    let end = end_of_data(&whole.join("db/db"));
+    let trial = tempfile::tempdir().unwrap();
+    let mut outcomes = std::collections::BTreeMap::new();
+    for part in 0..40 {
+        let state = trial.path().join(format!("{part}"));
+        copy(&whole, &state);
+        let file = OpenOptions::new().write(true).open(state.join("db/db")).unwrap();
+        file.write_all_at(&[0xa5; 512], end / 40 * part + 100).unwrap();
+        let outcome = is_told_or_whole(&state, &written.session, acked, &format!("512 bytes at {part}/40 of {end}")).await;
+        *outcomes.entry(outcome).or_insert(0) += 1;
+        fs::remove_dir_all(&state).unwrap();
+    }
+    assert!(outcomes.contains_key("refused") && outcomes.contains_key("whole"), "{outcomes:?}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 /// Reason, and the code it is sent with. Reasons that are not listed are sent as `FAILED_PRECONDITION`: the request was good, its object is not.
-const CODES: [(&str, Code); 23] = [
+const CODES: [(&str, Code); 24] = [
     ("AGENT_FAILED", Code::Unavailable),
     ("ALREADY_ANSWERED", Code::Aborted),
     ("BUSY", Code::ResourceExhausted),
@@ -32,6 +32,7 @@ const CODES: [(&str, Code); 23] = [
     ("SIDECAR_UNREACHABLE", Code::Unavailable),
     ("STORE_CORRUPT", Code::DataLoss),
     ("STORE_FAILED", Code::Internal),
+    ("STORE_FULL", Code::ResourceExhausted),
 ];
 
 /// The code a reason is sent with.
