@@ -355,7 +355,7 @@ async fn an_end_while_the_engine_was_away_is_the_engines_unless_it_tells_another
     docker(&["kill", "--signal", "TERM", &container(&killed)]);
     docker(&["rm", "--force", &container(&gone)]);
     docker(&["wait", &container(&killed)]);
-    assert_eq!(code(driver.inspect(&survives.session, &survives.instance).await), "ENGINE_MISSING");
+    assert_eq!(code(driver.inspect(&survives.session, &survives.instance).await), "ENGINE_UNREACHABLE");
     door.set(Way::Open).await;
     assert_eq!(in_time(killed_end).await, ExitCause::EngineStopped);
     assert_eq!(in_time(gone_end).await, ExitCause::Removed);

@@ -254,7 +254,7 @@ fn fault(step: &str, place: &Path, error: &Error) -> Fault {
                 format!("you may not use the container engine's socket {place}"),
                 format!("join its group (sudo usermod -aG docker \"$USER\", then log in again), {USE_LOCAL}"),
             ),
-            Some(std::io::ErrorKind::NotFound) => missing(&format!("the container engine's socket {place} is gone")),
+            // Also a socket that was there once: engines remove it when they end.
             Some(_) => Fault::new(
                 "ENGINE_UNREACHABLE",
                 format!("{step} failed: the container engine at {place} cannot be reached"),
@@ -280,7 +280,7 @@ mod tests {
         let answered = Error::DockerResponseServerError { status_code: 500, message: "no\nspace".into() };
         let table = [
             (Error::SocketNotFoundError("/x".into()), "ENGINE_MISSING"),
-            (io(std::io::ErrorKind::NotFound), "ENGINE_MISSING"),
+            (io(std::io::ErrorKind::NotFound), "ENGINE_UNREACHABLE"),
             (io(std::io::ErrorKind::PermissionDenied), "ENGINE_FORBIDDEN"),
             (io(std::io::ErrorKind::ConnectionRefused), "ENGINE_UNREACHABLE"),
             (Error::RequestTimeoutError, "ENGINE_TIMEOUT"),

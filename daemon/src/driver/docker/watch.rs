@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bollard::models::{ContainerState, ContainerStateStatusEnum};
+use bollard::models::{ContainerState, ContainerStateStatusEnum, EventMessage};
 use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder};
 use futures::StreamExt;
 use openagent_core::id::InstanceId;
@@ -221,10 +221,7 @@ impl State {
                 event = events.next() => {
                     let event = event.unwrap_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()));
                     let event = event.map_err(|error| self.engine.fault("following the container engine's events", &error))?;
-                    let labels = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
-                    if let Some(instance) = labels.get(LABEL_INSTANCE).and_then(|text| text.parse().ok()) {
-                        self.look_at(&instance).await?;
-                    }
+                    self.heard(event).await?;
                 }
                 _ = sweeps.tick() => {
                     if self.watched().is_empty() {
@@ -234,6 +231,20 @@ impl State {
                 }
             }
         }
+    }
+
+    async fn heard(&self, event: EventMessage) -> Result<(), Fault> {
+        let labels = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
+        let Some(instance) = labels.get(LABEL_INSTANCE).and_then(|text| text.parse().ok()) else { return Ok(()) };
+        let Err(fault) = self.look_at(&instance).await else { return Ok(()) };
+        if self.engine.knock().await.is_ok() {
+            return Err(fault);
+        }
+        // The engine is going, and reports whom it takes along until its stream ends; nobody will tell more before it is back, if it ever is.
+        if event.action.is_some_and(|action| action.starts_with("die")) {
+            self.tell(&instance, ExitCause::EngineStopped);
+        }
+        Ok(())
     }
 
     /// Looks at everything that is watched: by one call, and closer at what does not run.
