@@ -4,6 +4,7 @@
 //! whoever waits for them. No child outlives the sidecar, gains a privilege, or sees the sidecar's environment.
 
 pub mod confine;
+pub mod memory;
 pub mod reaper;
 
 use std::collections::BTreeSet;

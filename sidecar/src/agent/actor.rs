@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openagent_core::event::{AgentExit, AgentProcess, EventKind};
+use openagent_core::event::{AgentExit, AgentProcess, EventKind, Part, PartBody, ToolState};
 use openagent_core::id::ConversationId;
 use openagent_core::time::Timestamp;
 use openagent_proto::sidecar::{AgentStarted, ErrorCode, PermissionReply, Prompt, Prompted, QuestionReply, StartAgent};
@@ -21,12 +21,13 @@ use self::rise::{Missed, Rise, Risen, Warm};
 use super::Condition;
 use super::opencode::client::Client;
 use super::opencode::feed::Feed;
-use super::opencode::process::{ProcessError, Server};
+use super::opencode::process::{self, ProcessError, Server};
 use super::opencode::translate::{Output, Translator};
 use crate::control::ApiError;
 use crate::journal::Journal;
 use crate::model::ModelProxy;
 use crate::process::exit_code;
+use crate::process::memory::OomKills;
 use crate::settings::Settings;
 use crate::task::{Task, Tasks};
 
@@ -43,6 +44,9 @@ const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Exits within this time that make it given up: something is wrong that another start does not mend.
 const EXITS_MAX: usize = 5;
 const EXITS_WINDOW: Duration = Duration::from_secs(120);
+
+/// Exit code of a process that SIGKILL ended.
+const KILLED: i32 = 128 + 9;
 
 /// Time for the last events of a turn that a shutdown has ended.
 const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -122,6 +126,9 @@ pub(super) struct Actor {
     /// What was asked for last; the agent is kept running as long as there is one.
     wanted: Option<StartAgent>,
     exits: Vec<Instant>,
+    /// Counts what the kernel has killed for want of memory, and how many of it were told.
+    oom_kills: OomKills,
+    oom_told: u64,
     restart_at: Option<Instant>,
     last_prompt_millis: u64,
     saved: BTreeMap<String, u64>,
@@ -150,6 +157,7 @@ impl Actor {
         tasks: Tasks,
     ) -> Self {
         let (notices, noticed) = mpsc::channel(NOTICES_MAX);
+        let oom_kills = OomKills::find();
         let root = ConversationId::try_from(settings.session.to_string()).expect("a session id is a conversation id");
         Self {
             translator: Translator::new(root),
@@ -161,6 +169,8 @@ impl Actor {
             phase: Phase::Down,
             wanted: None,
             exits: Vec::new(),
+            oom_told: oom_kills.count(),
+            oom_kills,
             restart_at: None,
             last_prompt_millis: 0,
             saved: BTreeMap::new(),
@@ -179,8 +189,11 @@ impl Actor {
                 Input::Notice(None) => {}
                 Input::Event(Some(feed)) => self.event(feed).await,
                 // The feed's task has panicked; its stream is gone for good.
-                Input::Event(None) => self.exited(-1).await,
-                Input::Exited(code) => self.exited(code).await,
+                Input::Event(None) => self.exited(-1, AgentExit::Ended).await,
+                Input::Exited(code) => {
+                    let of_memory = code == KILLED && self.oom_kills_since();
+                    self.exited(code, if of_memory { AgentExit::OutOfMemory } else { AgentExit::Ended }).await;
+                }
                 Input::Risen(risen) => {
                     let lost = || Err(ApiError::new(ErrorCode::Internal, "the start of the agent was lost"));
                     self.risen(risen.unwrap_or_else(lost)).await;
@@ -424,13 +437,24 @@ impl Actor {
                 self.tell(outputs).await;
             }
             Feed::Broken => self.translator.stream_broke(),
+            Feed::Hanging => {
+                if let Phase::Up(up) = &mut self.phase {
+                    up.server.kill().await;
+                }
+                self.exited(KILLED, AgentExit::Unresponsive).await;
+            }
             Feed::Connected => self.catch_up(true),
         }
     }
 
+    /// Whether the kernel has killed something for want of memory since this was asked last.
+    fn oom_kills_since(&mut self) -> bool {
+        let count = self.oom_kills.count();
+        count > std::mem::replace(&mut self.oom_told, count)
+    }
+
     /// The process has ended by itself.
-    async fn exited(&mut self, code: i32) {
-        let cause = AgentExit::Ended;
+    async fn exited(&mut self, code: i32, cause: AgentExit) {
         let phase = std::mem::replace(&mut self.phase, Phase::Down);
         if let Phase::Up(mut up) = phase {
             // What waits behind a gap that was not closed is read again with it, from OpenCode's durable events.
@@ -443,6 +467,9 @@ impl Actor {
                 }
             }
             self.end(*up).await;
+        }
+        if let Err(error) = process::sweep(&self.settings).await {
+            tracing::warn!(error = chain(&error), "what the agent left running could not be ended");
         }
         let outputs = self.translator.died();
         self.tell(outputs).await;
@@ -532,7 +559,11 @@ impl Actor {
             match output {
                 Output::Record(kind) => {
                     let at_rest = matches!(kind, EventKind::TurnEnded { .. });
+                    let command_ended = is_ended_command(&kind);
                     self.record(kind).await;
+                    if command_ended && self.oom_kills_since() {
+                        self.record(out_of_memory()).await;
+                    }
                     if at_rest {
                         self.save().await;
                     }
@@ -580,6 +611,24 @@ impl Actor {
             Ok(()) => self.saved = sequences,
             Err(error) => tracing::warn!(%error, "the place in the agent's events could not be kept"),
         }
+    }
+}
+
+fn is_ended_command(kind: &EventKind) -> bool {
+    let state = match kind {
+        EventKind::Part { part: Part { body: PartBody::Tool { state, .. }, .. } } => state,
+        _ => return false,
+    };
+    matches!(state, ToolState::Completed { .. } | ToolState::Error { .. })
+}
+
+/// A command of the agent was killed while the agent itself goes on.
+fn out_of_memory() -> EventKind {
+    EventKind::AgentError {
+        name: "OUT_OF_MEMORY".to_owned(),
+        message: "a command of the agent was killed because the sandbox ran out of memory".to_owned(),
+        status_code: None,
+        hint: Some("give new sessions more memory (`memory` in the configuration), or have the agent use less".to_owned()),
     }
 }
 

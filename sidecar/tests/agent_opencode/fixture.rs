@@ -310,7 +310,8 @@ pub fn servers(world: &World) -> Vec<i32> {
 
 pub fn kill(world: &World) {
     let servers = servers(world);
-    assert_eq!(servers.len(), 1, "one server runs");
+    // A process that it has just forked looks like it, and comes behind it.
+    assert!(!servers.is_empty(), "a server runs");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(servers[0]), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 

@@ -3,6 +3,7 @@
 //! The program is `OPENAGENT_TEST_OPENCODE`, or the one that `cargo xtask setup` installs. Without it the tests fail: they test nothing else.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
+mod fault;
 mod fixture;
 mod turn;
 mod warm;

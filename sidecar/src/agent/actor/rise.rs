@@ -111,7 +111,8 @@ impl Rise {
         let endpoint = self.models.configure(&self.start.providers);
         let config = self.config(&endpoint)?;
         self.step("the workspace is made ready");
-        let workspace = process::prepare(&self.settings).await.map_err(process_error)?;
+        // What an earlier process left running, also one of an earlier sidecar, would work beside the new one.
+        let (workspace, ()) = tokio::try_join!(process::prepare(&self.settings), process::sweep(&self.settings)).map_err(process_error)?;
         self.step("OpenCode is starting");
         let server = process::start(&self.settings, &config, &self.tasks).await.map_err(process_error)?;
         self.condition.send_modify(|condition| condition.running = true);

@@ -21,6 +21,9 @@ pub const ANSWER_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Time for an answer. The first prompt of a process takes up to 4 s on a slow machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Time for the first answers to the health check.
+const HEALTH_TIMEOUTS: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+
 /// How long a connection is kept for the next call. Short: one that was kept over a pause of the container may be closed by the server, whose timers
 /// fire at once when it goes on, under the very call that takes it.
 const IDLE_CONNECTION_MAX: Duration = Duration::from_secs(5);
@@ -83,8 +86,19 @@ impl Client {
     }
 
     async fn call(&self, what: &'static str, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+        self.call_within(ANSWER_TIMEOUT, what, method, path, body).await
+    }
+
+    async fn call_within(
+        &self,
+        limit: Duration,
+        what: &'static str,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, ClientError> {
         let request = self.request(method, path, body)?;
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
+        let answered = tokio::time::timeout(limit, async {
             let answer = self.http.request(request).await.map_err(|error| ClientError::Unreachable(error.into()))?;
             let (head, body) = answer.into_parts();
             let body = Limited::new(body, ANSWER_MAX_BYTES).collect().await.map_err(ClientError::Unreachable)?.to_bytes();
@@ -106,12 +120,20 @@ impl Client {
         matches!(error, ClientError::Refused { status: 404, .. })
     }
 
-    /// The server's version.
+    /// The server's version. Asked again over a new connection when there is no answer: a request that comes when the server has only just begun to
+    /// listen may never have one.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn version(&self) -> Result<String, ClientError> {
-        let health = self.call("the health check", Method::GET, "/global/health", None).await?;
+        let (what, path) = ("the health check", "/global/health");
+        for limit in HEALTH_TIMEOUTS {
+            match self.call_within(limit, what, Method::GET, path, None).await {
+                Err(ClientError::Timeout(_)) => {}
+                answered => return Ok(super::json::text(&answered?, "version").to_owned()),
+            }
+        }
+        let health = self.call(what, Method::GET, path, None).await?;
         Ok(super::json::text(&health, "version").to_owned())
     }
 
@@ -274,9 +296,9 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn events(&self) -> Result<Incoming, ClientError> {
+    pub async fn events(&self, limit: Duration) -> Result<Incoming, ClientError> {
         let request = self.request(Method::GET, "/global/event", None)?;
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.http.request(request)).await;
+        let answer = tokio::time::timeout(limit, self.http.request(request)).await;
         let answer = answer.map_err(|_| ClientError::Timeout("the events"))?.map_err(|error| ClientError::Unreachable(error.into()))?;
         if answer.status() == StatusCode::OK {
             Ok(answer.into_body())

@@ -8,13 +8,19 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::client::Client;
+use super::client::{Client, ClientError};
 
 /// Longest line, in bytes: a part of 20 MB has been seen.
 pub const LINE_MAX_BYTES: usize = 32 * 1024 * 1024;
 
 /// Silence after which the stream counts as broken: three heartbeats of 10 s.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Time for the stream to begin. A server that is under way begins it in milliseconds, and one that has only just begun to listen may never answer.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Attempts in a row without any answer after which the server counts as hanging: with the silence before them, 45 s.
+const UNANSWERED_MAX: u32 = 3;
 
 /// Time between two attempts to connect.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
@@ -28,12 +34,20 @@ pub enum Feed {
     Event(Value),
     /// The stream has ended, or an event was too large to take.
     Broken,
+    /// The server takes connections and answers none.
+    Hanging,
 }
 
 /// Reads the stream for ever and tells `inputs`, which must not stop taking. Ends when nobody takes any more.
 pub async fn run(client: Client, inputs: mpsc::Sender<Feed>) {
+    let mut unanswered = 0;
     loop {
-        if let Ok(mut body) = client.events().await {
+        let begun = client.events(BEGIN_TIMEOUT).await;
+        unanswered = if matches!(begun, Err(ClientError::Timeout(_))) { unanswered + 1 } else { 0 };
+        if unanswered == UNANSWERED_MAX && inputs.send(Feed::Hanging).await.is_err() {
+            return;
+        }
+        if let Ok(mut body) = begun {
             let mut lines = Lines::default();
             let mut connected = false;
             while let Ok(Some(Ok(frame))) = tokio::time::timeout(SILENCE_MAX, body.frame()).await {

@@ -73,6 +73,22 @@ mkdir -p -- "${aside%/*}"
 mv -- .git "$aside"
 "#;
 
+/// Variable of the server's environment that its commands inherit, and theirs, however they detach; its value says whose they are.
+const MARK: &str = "OPENAGENT_AGENT_OF";
+
+/// Run by the agent's user, who alone may look into the environment of its processes: kills those that carry the mark `$1`, and what they start
+/// meanwhile. Terminals do not carry it.
+const SWEEP: &str = r#"
+for round in 1 2 3 4 5; do
+  found=$(grep -lzaxF -e "$1" /proc/[0-9]*/environ 2> /dev/null) || :
+  [ "$found" ] || exit 0
+  for file in $found; do
+    pid=${file#/proc/}
+    kill -KILL "${pid%/environ}" 2> /dev/null
+  done
+done
+"#;
+
 /// Why the server does not run.
 #[derive(Debug, Error)]
 pub enum ProcessError {
@@ -133,7 +149,7 @@ pub enum Workspace {
 /// # Errors
 /// [`ProcessError::Prepare`] with what the script said.
 pub async fn prepare(settings: &Settings) -> Result<Workspace, ProcessError> {
-    Ok(match run(settings, PREPARE).await?.trim() {
+    Ok(match run(settings, PREPARE, "").await?.trim() {
         "made" => Workspace::Made,
         "kept" => Workspace::Kept,
         _ => Workspace::Changed,
@@ -145,18 +161,31 @@ pub async fn prepare(settings: &Settings) -> Result<Workspace, ProcessError> {
 /// # Errors
 /// [`ProcessError::Prepare`] with what the script said.
 pub async fn put_aside(settings: &Settings) -> Result<(), ProcessError> {
-    run(settings, PUT_ASIDE).await.map(drop)
+    run(settings, PUT_ASIDE, "").await.map(drop)
+}
+
+/// Kills what an ended server has left running: commands that it, or whoever killed it, did not take along.
+///
+/// # Errors
+/// [`ProcessError::Prepare`] when it took too long.
+pub async fn sweep(settings: &Settings) -> Result<(), ProcessError> {
+    run(settings, SWEEP, &format!("{MARK}={}", mark(settings))).await.map(drop)
+}
+
+/// The home as well, since the local driver's processes see those of other daemons.
+fn mark(settings: &Settings) -> String {
+    format!("{}:{}", settings.session, settings.agent_home.display())
 }
 
 /// Runs a script as the agent's user and returns what it printed.
-async fn run(settings: &Settings, script: &str) -> Result<String, ProcessError> {
+async fn run(settings: &Settings, script: &str, argument: &str) -> Result<String, ProcessError> {
     // Never a person's own home: what is emptied there was not ours.
     if std::env::var_os("HOME").is_some_and(|home| home == *settings.agent_home) && settings.agent_uid.is_none() {
         return Err(ProcessError::Prepare("the agent's home is the user's own".to_owned()));
     }
     let failed = |error: io::Error| ProcessError::Prepare(error.to_string());
     let mut command = agent_command(settings, "/bin/sh");
-    command.args(["-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["-c", script, "sh", argument]).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(&mut command).map_err(failed)?;
     let (stdout, stderr) = (child.take_stdout(), child.take_stderr());
     let run = async {
@@ -203,6 +232,7 @@ pub async fn start(settings: &Settings, config: &Config, tasks: &Tasks) -> Resul
         .env("OPENCODE_CONFIG_CONTENT", config.content.to_string())
         .env("OPENCODE_PERMISSION", config.permission.to_string())
         .env("OPENCODE_SERVER_PASSWORD", password.expose())
+        .env(MARK, mark(settings))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = spawn(&mut command).map_err(|source| match source.kind() {
