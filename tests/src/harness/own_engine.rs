@@ -343,8 +343,13 @@ fn remove(folder: &Path) {
     unmount_below(folder);
     let name = cgroup_of(folder);
     let controllers = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
-    for root in controllers.chain([PathBuf::from("/sys/fs/cgroup")]) {
-        remove_group(&root.join(name.trim_start_matches('/')));
+    let groups: Vec<PathBuf> =
+        controllers.chain([PathBuf::from("/sys/fs/cgroup")]).map(|root| root.join(name.trim_start_matches('/'))).collect();
+    let deadline = Instant::now() + KILL_PATIENCE;
+    // A killed process leaves its group only once it is reaped.
+    while groups.iter().any(|group| group.exists()) && Instant::now() < deadline {
+        groups.iter().for_each(|group| remove_group(group));
+        std::thread::yield_now();
     }
     let removed = fs::remove_dir_all(folder);
     if folder.exists() {
