@@ -198,6 +198,55 @@ fn requests_wait_until_they_are_answered_and_the_answer_stays() {
 }
 
 #[test]
+fn a_tools_time_does_not_count_what_it_waited_for_permission() {
+    let running = |tool: &str| PartBody::Tool {
+        tool: tool.into(),
+        state: ToolState::Running { input: serde_json::json!({ "command": "make" }), title: String::new(), output: String::new() },
+    };
+    let mut completed = bash("make", "", 0);
+    let PartBody::Tool { state: ToolState::Completed { millis, .. }, .. } = &mut completed else { panic!("{completed:?}") };
+    *millis = 42_000;
+    let answered = EventKind::PermissionAnswered {
+        id: "per_1".to_owned().try_into().unwrap(),
+        response: PermissionResponse::Once,
+        by: "anna".into(),
+        reason: None,
+    };
+    let mut ask = permission("per_1", "make");
+    ask.conversation = session_id(1).to_string().try_into().unwrap();
+    let events = [
+        (0, message(1, "m", Role::Assistant)),
+        (0, part(1, "m", "read", running("read"))),
+        (0, part(1, "m", "bash", running("bash"))),
+        (1, EventKind::PermissionAsked { request: ask }),
+        (41, answered),
+        (42, part(1, "m", "bash", completed.clone())),
+        (42, part(1, "m", "read", completed)),
+    ];
+    let mut conversation = Conversation::new(session_id(1));
+    for (seq, (seconds, kind)) in (1..).zip(events) {
+        conversation.apply(Event { seq, at: at(seconds), kind });
+    }
+    let rows = all(&mut conversation);
+    assert_eq!(rows[..2], ["✓ bash make  42.0 s", "✓ bash make  2.0 s"], "{rows:?}");
+}
+
+#[test]
+fn a_wait_for_room_is_told_apart_from_the_work() {
+    let step = |step, outcome| EventKind::Step { step, outcome };
+    let mut conversation = folded(vec![step(Step::Admission, StepOutcome::Started)]);
+    assert!(all(&mut conversation)[0].contains("waits for room"));
+    for (seq, kind) in (2..).zip([
+        step(Step::Admission, StepOutcome::Done { millis: 12_000 }),
+        step(Step::Agent, StepOutcome::Started),
+        step(Step::Agent, StepOutcome::Done { millis: 3_000 }),
+    ]) {
+        conversation.apply(Event { seq, at: at(0), kind });
+    }
+    assert_eq!(all(&mut conversation), ["✓ ready after 15.0 s, 12.0 s of it waiting for room"]);
+}
+
+#[test]
 fn control_and_direction_characters_are_seen() {
     let body = bash("echo \u{1b}[2Jhi \u{202e}live", "\u{1b}]0;title\u{7}", 0);
     let mut conversation = folded(assistant(vec![part(1, "m", "p", body), part(1, "m", "q", text("a\u{9b}b", true))]));

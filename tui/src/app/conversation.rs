@@ -11,9 +11,10 @@ use std::collections::{HashMap, HashSet};
 
 use openagent_core::cursor::{Advance, Cursor};
 use openagent_core::event::{
-    AgentExit, AgentProcess, Busy, Event, EventKind, FileDiff, Message, Part, PartBody, PartDelta, Role, StepOutcome, TodoItem, TurnOutcome,
+    AgentExit, AgentProcess, Busy, Event, EventKind, FileDiff, Message, Part, PartBody, PartDelta, Role, StepOutcome, TodoItem, ToolState,
+    TurnOutcome,
 };
-use openagent_core::id::{ConversationId, MessageId, PartId, SessionId};
+use openagent_core::id::{ConversationId, MessageId, PartId, RequestId, SessionId};
 use openagent_core::permission::PermissionResponse;
 use openagent_core::session::{Fault, Status, Step};
 use openagent_core::time::Timestamp;
@@ -133,6 +134,8 @@ pub struct PartEntry {
     pub role: Role,
     /// Letters before the shown ones are missing, because the reader came late.
     pub holed: bool,
+    /// For how long of a tool's time it waited for permission, in milliseconds.
+    pub waited_millis: u64,
 }
 
 /// A provisioning step.
@@ -150,6 +153,14 @@ pub struct Rung {
 enum Place {
     Top(usize),
     Inside(usize, usize),
+}
+
+impl Place {
+    /// Index of the entry that it is, or is in.
+    const fn top(self) -> usize {
+        let (Self::Top(index) | Self::Inside(index, _)) = self;
+        index
+    }
 }
 
 /// A session's conversation.
@@ -181,6 +192,9 @@ pub struct Conversation {
     spent_by: HashMap<MessageId, Usage>,
     subagents: HashMap<ConversationId, usize>,
     told_prompts: HashSet<PartId>,
+    /// Tools that run, and since when what they ask for waits.
+    running: HashSet<PartId>,
+    asked_at: HashMap<RequestId, Timestamp>,
     turn_start: usize,
     told_errors: HashSet<String>,
     status: Option<Status>,
@@ -208,6 +222,8 @@ impl Conversation {
             spent_by: HashMap::new(),
             subagents: HashMap::new(),
             told_prompts: HashSet::new(),
+            running: HashSet::new(),
+            asked_at: HashMap::new(),
             turn_start: 0,
             told_errors: HashSet::new(),
             status: None,
@@ -289,9 +305,13 @@ impl Conversation {
                     }
                 });
             }
-            EventKind::PermissionAsked { request } => self.ask(PendingRequest::Permission(request)),
+            EventKind::PermissionAsked { request } => {
+                self.asked_at.insert(request.id.clone(), at);
+                self.ask(PendingRequest::Permission(request));
+            }
             EventKind::QuestionAsked { request } => self.ask(PendingRequest::Question(request)),
             EventKind::PermissionAnswered { id, response, by, reason } => {
+                self.tool_waited(&id, at);
                 let asked = self.answered(id.as_str());
                 self.add(EntryKind::Answered { asked, answer: Answer::Permission(response, reason), by });
             }
@@ -422,6 +442,8 @@ impl Conversation {
     fn turn_ended(&mut self, outcome: TurnOutcome) {
         self.busy = Some(Busy::Rest);
         self.asks.clear();
+        self.running.clear();
+        self.asked_at.clear();
         match &outcome {
             TurnOutcome::Completed => {}
             TurnOutcome::Failed { message } if self.told_errors.contains(message) => {
@@ -465,9 +487,14 @@ impl Conversation {
     fn part(&mut self, part: Part) {
         let role = self.roles.get(&part.message).copied().unwrap_or(Role::Assistant);
         let id = part.id.clone();
+        if matches!(part.body, PartBody::Tool { state: ToolState::Pending | ToolState::Running { .. }, .. }) {
+            self.running.insert(id.clone());
+        } else {
+            self.running.remove(&id);
+        }
         if let Some(place) = self.places.get(&id).copied() {
             if let Some(entry) = self.part_at(place) {
-                *entry = PartEntry { part, role, holed: false };
+                *entry = PartEntry { part, role, holed: false, waited_millis: entry.waited_millis };
             }
             self.touch(place);
             self.note_prompt(&id);
@@ -475,14 +502,14 @@ impl Conversation {
         }
         self.parts_of.entry(part.message.clone()).or_default().push(id.clone());
         let place = if part.conversation.as_str() == self.session.as_str() {
-            self.add(EntryKind::Part(PartEntry { part, role, holed: false }));
+            self.add(EntryKind::Part(PartEntry { part, role, holed: false, waited_millis: 0 }));
             Place::Top(self.entries.len() - 1)
         } else {
             let card = self.subagent(part.conversation.clone());
             let mut inner = 0;
             self.change(card, |kind| {
                 if let EntryKind::Subagent { parts, .. } = kind {
-                    parts.push(PartEntry { part, role, holed: false });
+                    parts.push(PartEntry { part, role, holed: false, waited_millis: 0 });
                     inner = parts.len() - 1;
                 }
             });
@@ -533,6 +560,32 @@ impl Conversation {
         self.asks.push(Pending { session: self.session.clone(), session_title: self.title.clone(), request });
     }
 
+    /// A permission was answered: the tool that asked for it did nothing meanwhile. Where several run, it is the only one of the kind that was asked for,
+    /// or not known.
+    fn tool_waited(&mut self, id: &RequestId, until: Timestamp) {
+        let Some(since) = self.asked_at.remove(id) else { return };
+        let Some(PendingRequest::Permission(request)) = self.asks.iter().map(|ask| &ask.request).find(|ask| ask.id() == id) else { return };
+        let (conversation, permission) = (request.conversation.clone(), request.permission.clone());
+        let running: Vec<(Place, bool)> = self
+            .running
+            .iter()
+            .filter_map(|part| self.places.get(part))
+            .filter_map(|place| {
+                let entry = self.part_in(*place)?;
+                let PartBody::Tool { tool, .. } = &entry.part.body else { return None };
+                (entry.part.conversation == conversation).then_some((*place, *tool == permission))
+            })
+            .collect();
+        let of_kind: Vec<Place> = running.iter().filter(|(_, fits)| *fits).map(|(place, _)| *place).collect();
+        let asking = match (running.as_slice(), of_kind.as_slice()) {
+            ([(only, _)], _) | (_, [only]) => *only,
+            _ => return,
+        };
+        if let Some(entry) = self.part_at(asking) {
+            entry.waited_millis = entry.waited_millis.saturating_add(until.millis_since(since));
+        }
+    }
+
     fn answered(&mut self, id: &str) -> String {
         let Some(index) = self.asks.iter().position(|ask| ask.request.id().as_str() == id) else { return String::new() };
         match self.asks.remove(index).request {
@@ -554,8 +607,15 @@ impl Conversation {
     }
 
     fn touch(&mut self, place: Place) {
-        let (Place::Top(index) | Place::Inside(index, _)) = place;
-        self.change(index, |_| {});
+        self.change(place.top(), |_| {});
+    }
+
+    fn part_in(&self, place: Place) -> Option<&PartEntry> {
+        match (place, &self.entries.get(place.top())?.kind) {
+            (Place::Top(_), EntryKind::Part(entry)) => Some(entry),
+            (Place::Inside(_, inner), EntryKind::Subagent { parts, .. }) => parts.get(inner),
+            _ => None,
+        }
     }
 
     fn part_at(&mut self, place: Place) -> Option<&mut PartEntry> {

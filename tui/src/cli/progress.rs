@@ -6,7 +6,7 @@ use std::io::Write;
 
 use openagent_core::event::{AgentProcess, Busy, EventKind, StepOutcome};
 use openagent_core::id::SessionId;
-use openagent_core::session::Status;
+use openagent_core::session::{Status, Step};
 
 use super::Failure;
 use super::patience::Patience;
@@ -85,7 +85,7 @@ impl Progress {
 
 /// Waits until the agent of a session accepts prompts, which is being created or resumed behind event `after`.
 pub(super) async fn until_ready(client: &Client, id: &SessionId, after: u64) -> Result<(), Failure> {
-    let mut waiting = Waiting { client, id, cursor: after, climbs: after == 0, progress: Progress::default() };
+    let mut waiting = Waiting { client, id, cursor: after, climbs: after == 0, agent_begins: false, progress: Progress::default() };
     let mut patience = Patience::default();
     let end = loop {
         let before = waiting.cursor;
@@ -111,6 +111,8 @@ struct Waiting<'a> {
     cursor: u64,
     /// An instance is being made, so that an agent is yet to come; one that only slept is there already.
     climbs: bool,
+    /// The step that makes the agent ready has begun.
+    agent_begins: bool,
     progress: Progress,
 }
 
@@ -143,8 +145,13 @@ impl Waiting<'_> {
     fn event(&mut self, kind: EventKind) -> Option<Result<(), ClientError>> {
         self.progress.event(&kind);
         match kind {
-            EventKind::Step { .. } => self.climbs = true,
-            EventKind::Agent { process: AgentProcess::Ready { .. } } => return Some(Ok(())),
+            EventKind::Step { step: Step::Agent, outcome: StepOutcome::Done { .. } } => return Some(Ok(())),
+            EventKind::Step { step, .. } => {
+                self.climbs = true;
+                self.agent_begins |= step == Step::Agent;
+            }
+            // While its step runs, the end of that is what counts, and says how long it took.
+            EventKind::Agent { process: AgentProcess::Ready { .. } } if !self.agent_begins => return Some(Ok(())),
             EventKind::Session { status: Status::Active, .. } if !self.climbs => return Some(Ok(())),
             EventKind::Session { status: Status::Error, fault, .. } => return Some(Err(failed(self.id, fault))),
             EventKind::Session { status: Status::Stopped, .. } => return Some(Err(stopped(self.id))),

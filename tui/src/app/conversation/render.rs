@@ -174,7 +174,7 @@ impl Pen {
                 }
             }
             PartBody::Reasoning { text, done } => self.reasoning(entry, text, *done, toggled),
-            PartBody::Tool { tool, state } => self.tool(tool, state, toggled),
+            PartBody::Tool { tool, state } => self.tool(tool, state, entry.waited_millis, toggled),
             PartBody::File { mime, name } => {
                 self.line(&[Span::raw(format!("▣ {} ", one_line(name))), Span::styled(one_line(mime), theme.dim())], "  ");
             }
@@ -246,7 +246,7 @@ impl Pen {
         self.rows.push(Line::from(Span::styled(fit(&text, self.width), self.theme.dim())));
     }
 
-    fn tool(&mut self, tool: &str, state: &ToolState, toggled: bool) {
+    fn tool(&mut self, tool: &str, state: &ToolState, waited_millis: u64, toggled: bool) {
         let theme = self.theme;
         let name = one_line(tool);
         let (symbol, style, what, tail) = match state {
@@ -254,7 +254,9 @@ impl Pen {
             ToolState::Running { input, title, .. } => ("●", theme.accent(), about(input, title), "running".to_owned()),
             ToolState::Completed { input, title, exit_code, millis, .. } => {
                 let failed = exit_code.is_some_and(|code| code != 0);
-                let time = if *millis >= 100 { duration(*millis) } else { String::new() };
+                // The user's time is not the tool's.
+                let own = millis.saturating_sub(waited_millis);
+                let time = if own >= 100 { duration(own) } else { String::new() };
                 match exit_code {
                     Some(code) if failed => ("✗", theme.bad(), about(input, title), format!("exit {code} {time}")),
                     _ => ("✓", theme.good(), about(input, title), time),
