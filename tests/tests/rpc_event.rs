@@ -175,3 +175,70 @@ async fn of_twenty_subscribers_one_never_reads_and_the_others_miss_nothing() {
     }
     world.end().await;
 }
+
+/// The texts of all prose, in order of their first appearance.
+fn prose(events: &[v1::Event]) -> Vec<String> {
+    let mut order = vec![];
+    let mut texts = std::collections::HashMap::new();
+    for event in events {
+        if let Some(Kind::Part(part)) = &event.kind
+            && let Some(v1::part::Body::Text(text)) = &part.body
+            && texts.insert(part.id.clone(), text.text.clone()).is_none()
+        {
+            order.push(part.id.clone());
+        }
+    }
+    order.iter().map(|id| texts[id].clone()).collect()
+}
+
+#[tokio::test]
+async fn a_long_history_is_compacted_and_whoever_comes_from_before_is_told() {
+    let mut world = World::new(Driver::Local).await;
+    world.write_config("[history]\ncompact_after = 100\n");
+    world.start().await;
+    world.set_keys("key").await;
+    let mut clients = world.clients().await;
+    let (id, mut events) = clients.active(MODEL).await;
+    let mut turns = 0;
+    while events.seen.len() < 260 {
+        clients.turn(&id, &mut events, &format!("turn {turns}")).await;
+        turns += 1;
+    }
+    assert_eq!(events.floor, 0, "who follows from the beginning is not disturbed");
+
+    let compacted = within("the compaction", PATIENCE, async {
+        loop {
+            let mut stream = subscribed(&mut clients, subscription(&id, 0, false)).await;
+            match next(&mut stream).await.expect("the stream does not break") {
+                Some(Item::Snapshot(snapshot)) if snapshot.floor_seq > 150 => break (snapshot, to_the_end(&mut stream).await),
+                _ => {}
+            }
+        }
+    })
+    .await;
+    let (snapshot, kept) = compacted;
+    let below = kept.iter().filter(|event| event.seq <= snapshot.floor_seq).count() as u64;
+    assert_eq!((below, snapshot.kept + snapshot.dropped), (snapshot.kept, snapshot.floor_seq));
+    assert!(snapshot.dropped > snapshot.floor_seq / 4, "{snapshot:?}");
+    assert_eq!(prose(&kept), prose(&events.seen), "it is the same conversation");
+    assert_eq!(prose(&clients.history(&id).await), prose(&events.seen));
+    let at_the_floor = to_the_end(&mut subscribed(&mut clients, subscription(&id, snapshot.floor_seq, false)).await).await;
+    assert_eq!(at_the_floor, events.seen[usize::try_from(snapshot.floor_seq).expect("histories are short")..]);
+
+    let logs = world.cli(&["logs", &id]).await;
+    assert!(logs.status.success(), "{logs:?}");
+    assert!(String::from_utf8_lossy(&logs.stderr).contains("older events were compacted"), "{logs:?}");
+
+    // After a restart it goes on from there.
+    world.kill().await;
+    world.start().await;
+    let mut clients = world.clients().await;
+    let mut again = clients.follow(&id).await;
+    while !again.caught_up {
+        again.next(PATIENCE).await;
+    }
+    clients.turn(&id, &mut again, "one more").await;
+    assert!(again.floor >= snapshot.floor_seq);
+    assert!(prose(&again.seen).starts_with(&prose(&events.seen)));
+    world.end().await;
+}

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use openagent_core::config::{OnShutdown, PoolConfig};
 use openagent_core::event::EventKind;
 use openagent_core::id::SessionId;
 use openagent_core::permission::PermissionMode;
@@ -23,7 +24,9 @@ use openagentd::driver::local::{LocalDriver, LocalOptions};
 use openagentd::event::EventLog;
 use openagentd::relay::ModelRelay;
 use openagentd::rpc::{self, Context as Door, Defaults};
+use openagentd::session::admission::{Admission, Bounds};
 use openagentd::session::directory::Directory;
+use openagentd::session::pool::{Pool, Template};
 use openagentd::session::{SessionRegistry, Shared};
 use openagentd::store::{SessionRecord, Store};
 use openagentd::task::Tasks;
@@ -143,6 +146,14 @@ impl Daemon {
             catalogue,
             rules: watch::Sender::new(Arc::default()),
             directory: Arc::new(Directory::default()),
+            admission: Admission::new(Bounds { running: 1, memory_bytes: 0 }),
+            pool: Pool::new(Template {
+                config: PoolConfig { size: 0, ..PoolConfig::default() },
+                model: None,
+                agent: "build".to_owned(),
+                permission_mode: PermissionMode::Ask,
+                limits: Limits::default(),
+            }),
             tasks: tasks.clone(),
             stop_grace: GRACE,
         };
@@ -165,6 +176,7 @@ impl Daemon {
             socket: socket.clone(),
             state_dir: folder.to_owned(),
             shutdown: shutdown.clone(),
+            on_shutdown: Arc::new(watch::Sender::new(OnShutdown::Keep)),
         };
         let mut serving = JoinSet::new();
         serving.spawn(async move {
@@ -227,7 +239,8 @@ impl Side {
         let mut readers = JoinSet::new();
         for _ in 0..CLIENTS {
             let mut clients = Clients::connect(&daemon.socket).await;
-            let request = SubscribeRequest { session_id: SESSION.to_owned(), after_seq: 0, follow: true, deltas: true };
+            let request =
+                SubscribeRequest { session_id: SESSION.to_owned(), after_seq: 0, follow: true, deltas: true, client: "bench".to_owned() };
             let mut stream = clients.event.subscribe(request).await.context("subscribe")?.into_inner();
             let report = report.clone();
             readers.spawn(async move {

@@ -120,7 +120,7 @@ async fn read_ours(events: &mut Events) -> Result<Arrivals> {
                     return Ok(arrivals);
                 }
             }
-            Item::CaughtUp(_) => {}
+            Item::Snapshot(_) | Item::CaughtUp(_) => {}
         }
     }
 }
