@@ -199,6 +199,7 @@ fn driver(config: &Config, paths: &Paths, options: &Options, tasks: &Tasks) -> A
                 link_mode: config.docker.link,
                 runtime_dir: paths.runtime_dir.clone(),
                 state_label: state_label(&paths.state_dir),
+                journal_max_bytes: config.journal.max_bytes,
             };
             Arc::new(DockerDriver::new(options, tasks.clone()))
         }
@@ -209,6 +210,7 @@ fn driver(config: &Config, paths: &Paths, options: &Options, tasks: &Tasks) -> A
                 runtime_dir: paths.runtime_dir.clone(),
                 sidecar: config.local.sidecar.as_ref().map_or_else(next_to_own, PathBuf::from),
                 opencode: opencode(config, paths, options),
+                journal_max_bytes: config.journal.max_bytes,
             };
             Arc::new(LocalDriver::new(options, tasks.clone()))
         }

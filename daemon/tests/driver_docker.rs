@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use openagent_core::config::LinkMode;
+use openagent_core::config::{JournalConfig, LinkMode};
 use openagent_core::instance::ExitCause;
 use openagent_core::session::WorkspaceSource;
 use openagentd::driver::docker::{DockerDriver, DockerOptions};
@@ -53,6 +53,7 @@ impl Fixture {
             link_mode,
             runtime_dir: runtime.path().to_path_buf(),
             state_label: format!("test-{}", Subject::new().session),
+            journal_max_bytes: JournalConfig::default().max_bytes,
         };
         Self { driver: DockerDriver::new(options.clone(), Tasks::new()), options, _runtime: runtime }
     }
@@ -516,6 +517,7 @@ async fn a_socket_that_the_user_may_not_use_is_told_as_such() {
             link_mode: LinkMode::Auto,
             runtime_dir: PathBuf::from("/nonexistent"),
             state_label: String::new(),
+            journal_max_bytes: JournalConfig::default().max_bytes,
         };
         assert_eq!(code(DockerDriver::new(options, Tasks::new()).health().await), "ENGINE_FORBIDDEN");
         return;

@@ -71,7 +71,13 @@ impl Fixture {
     fn new(sidecar: PathBuf) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let opencode = std::env::var_os("OPENAGENT_TEST_OPENCODE").map_or_else(|| PathBuf::from("/bin/sh"), PathBuf::from);
-        let options = LocalOptions { state_dir: folder.path().join("state"), runtime_dir: folder.path().join("run"), sidecar, opencode };
+        let options = LocalOptions {
+            state_dir: folder.path().join("state"),
+            runtime_dir: folder.path().join("run"),
+            sidecar,
+            opencode,
+            journal_max_bytes: openagent_core::config::JournalConfig::default().max_bytes,
+        };
         let tasks = Tasks::new();
         Self { driver: LocalDriver::new(options.clone(), tasks.clone()), options, tasks, folder }
     }

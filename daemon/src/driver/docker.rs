@@ -64,6 +64,8 @@ pub struct DockerOptions {
     pub runtime_dir: PathBuf,
     /// Digest of the daemon's state folder, which tells its things from those of other daemons.
     pub state_label: String,
+    /// Largest size of a sidecar's journal, in bytes.
+    pub journal_max_bytes: u64,
 }
 
 /// Runs instances as containers.
@@ -147,8 +149,7 @@ impl DockerDriver {
         let mut replaced = false;
         loop {
             let by_folder = matches!(link, Link::Folder(_));
-            let body =
-                spec::instance(&self.options.image, self.options.runtime.as_deref(), &self.options.state_label, &spec, link.clone(), facts);
+            let body = spec::instance(&self.options, &spec, link.clone(), facts);
             let options = CreateContainerOptionsBuilder::default().name(&name).build();
             let made = self.engine.call("creating the container", CALL_LIMIT, client.create_container(Some(options), body)).await;
             let Err(error) = made else { return Ok(()) };

@@ -67,6 +67,8 @@ pub struct LocalOptions {
     pub sidecar: PathBuf,
     /// The OpenCode program.
     pub opencode: PathBuf,
+    /// Largest size of a sidecar's journal, in bytes.
+    pub journal_max_bytes: u64,
 }
 
 /// Runs instances as child processes.
@@ -285,6 +287,7 @@ impl LocalDriver {
         command.env(env::STATE_DIR, place.join("state"));
         command.env(env::AGENT_HOME, place.join("home"));
         command.env(env::OPENCODE, &self.options.opencode);
+        command.env(env::JOURNAL_MAX_BYTES, self.options.journal_max_bytes.to_string());
         command.current_dir(&place).stdin(Stdio::null()).stdout(log.0).stderr(log.1);
         // It outlives the daemon, and a Ctrl-C in the daemon's terminal is not meant for it.
         command.process_group(0).kill_on_drop(false);

@@ -135,6 +135,7 @@ impl Daemon {
             runtime_dir: folder.to_owned(),
             sidecar: folder.join("none"),
             opencode: folder.join("none"),
+            journal_max_bytes: 64 * 1024 * 1024,
         };
         let log = EventLog::new(store.clone());
         let shared = Shared {

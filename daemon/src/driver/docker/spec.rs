@@ -14,6 +14,7 @@ use openagent_core::id::{InstanceId, SessionId};
 use openagent_proto::sidecar::env;
 
 use super::super::{InstanceSpec, VOLUMES};
+use super::DockerOptions;
 use super::engine::Facts;
 
 /// Labels on everything that is made, and their meaning: the session, the instance, and the daemon whose it is.
@@ -75,14 +76,7 @@ fn volume_mount(session: &SessionId, (volume, path): (&str, &str)) -> Mount {
 }
 
 /// The container of an instance.
-pub(super) fn instance(
-    image: &str,
-    runtime: Option<&str>,
-    state: &str,
-    spec: &InstanceSpec,
-    link: Link,
-    facts: &Facts,
-) -> ContainerCreateBody {
+pub(super) fn instance(options: &DockerOptions, spec: &InstanceSpec, link: Link, facts: &Facts) -> ContainerCreateBody {
     let mut mounts: Vec<Mount> = VOLUMES.into_iter().map(|volume| volume_mount(&spec.session, volume)).collect();
     mounts.push(match link {
         // Mounts, unlike binds, refuse a folder that does not exist, which is how a remote engine shows itself.
@@ -110,6 +104,7 @@ pub(super) fn instance(
         (env::AGENT_HOME, "/home/agent"),
         (env::AGENT_UID, &AGENT_ID.to_string()),
         (env::OPENCODE, "/usr/local/bin/opencode"),
+        (env::JOURNAL_MAX_BYTES, &options.journal_max_bytes.to_string()),
     ];
     let host = HostConfig {
         network_mode: Some("none".to_owned()),
@@ -134,14 +129,14 @@ pub(super) fn instance(
         // The sidecar reaps, and the daemon decides what is started again.
         init: Some(false),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), ..Default::default() }),
-        runtime: runtime.map(str::to_owned),
+        runtime: options.runtime.clone(),
         ..Default::default()
     };
     ContainerCreateBody {
-        image: Some(image.to_owned()),
+        image: Some(options.image.clone()),
         hostname: Some("openagent".to_owned()),
         env: Some(environment.map(|(name, value)| format!("{name}={value}")).to_vec()),
-        labels: Some(labels(state, &spec.session, Some(&spec.instance))),
+        labels: Some(labels(&options.state_label, &spec.session, Some(&spec.instance))),
         stop_timeout: Some(STOP_SECONDS),
         host_config: Some(host),
         ..Default::default()
@@ -163,6 +158,7 @@ pub(super) fn reader(image: &str, state: &str, session: &SessionId, reader: &Ins
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use openagent_core::config::LinkMode;
     use openagent_core::session::Limits;
 
     use super::*;
@@ -185,7 +181,16 @@ mod tests {
             token_sha256: "ab".repeat(32),
             limits: Limits::default(),
         };
-        instance("image", None, "digest", &spec, link, &facts())
+        let options = DockerOptions {
+            endpoint: None,
+            image: "image".into(),
+            runtime: None,
+            link_mode: LinkMode::Auto,
+            runtime_dir: "/run".into(),
+            state_label: "digest".into(),
+            journal_max_bytes: 1 << 26,
+        };
+        instance(&options, &spec, link, &facts())
     }
 
     #[test]
