@@ -9,6 +9,7 @@ pub mod engine_proxy;
 pub mod events;
 pub mod instance;
 pub mod leak;
+pub mod light_image;
 pub mod orphan;
 pub mod own_engine;
 pub mod process;
@@ -160,7 +161,7 @@ impl World {
         let mut world = Self::new(Driver::Docker).await;
         world.engine_socket = engine.socket();
         world.set_env("OPENAGENT_DOCKER_HOST", &format!("unix://{}", engine.socket().display()));
-        world.set_env("OPENAGENT_IMAGE", &own_engine::image());
+        world.set_env("OPENAGENT_IMAGE", engine.image());
         world
     }
 

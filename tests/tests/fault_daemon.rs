@@ -5,6 +5,7 @@ use openagent_proto::v1::event::Kind;
 use openagent_tests::harness::client::Clients;
 use openagent_tests::harness::engine_proxy::{Action, EngineProxy};
 use openagent_tests::harness::instance::Permissions;
+use openagent_tests::harness::light_image::LightImage;
 use openagent_tests::harness::orphan::machine_engine;
 use openagent_tests::harness::witness::Witness;
 use openagent_tests::harness::{CANARY, PATIENCE, World};
@@ -67,7 +68,9 @@ async fn goes_on(world: &World, clients: &mut Clients, witness: &mut Witness, mo
 #[tokio::test]
 async fn while_the_engine_works_for_a_step_of_the_start() {
     let proxy = EngineProxy::before(&machine_engine());
+    let light = LightImage::make().await;
     let mut world = World::behind(&proxy).await;
+    world.set_env("OPENAGENT_IMAGE", light.name());
     world.start().await;
     world.set_keys(CANARY).await;
     for (step, method, path) in [

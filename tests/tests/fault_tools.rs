@@ -9,6 +9,7 @@ use openagent_proto::v1;
 use openagent_tests::harness::client::within;
 use openagent_tests::harness::engine::{Container, ROOT};
 use openagent_tests::harness::engine_proxy::{Action, EngineProxy};
+use openagent_tests::harness::light_image::LightImage;
 use openagent_tests::harness::orphan::machine_engine;
 use openagent_tests::harness::own_engine::{Containers, OwnEngine};
 use openagent_tests::harness::{CANARY, PATIENCE, World};
@@ -116,8 +117,9 @@ async fn a_call_whose_caller_is_gone_never_reaches_the_engine() {
 
 #[tokio::test]
 async fn an_engine_of_its_own_is_stopped_killed_hung_and_booted() {
+    let light = LightImage::make().await;
     let began = Instant::now();
-    let mut engine = OwnEngine::start(Containers::RunOn).await;
+    let mut engine = OwnEngine::start(Containers::RunOn, light.name()).await;
     eprintln!("an engine with the image took {:?}", began.elapsed());
     let mut world = World::on(&engine).await;
     world.start().await;

@@ -54,6 +54,7 @@ pub enum Containers {
 pub struct OwnEngine {
     // The last field to be dropped would be the folder; `Drop` has emptied it by then.
     folder: TempDir,
+    image: String,
     containers: Containers,
     containerd: Option<Child>,
     dockerd: Option<Child>,
@@ -66,18 +67,18 @@ pub fn image() -> String {
 }
 
 impl OwnEngine {
-    /// An engine that runs and has the agent's image.
+    /// An engine that runs and has an image of the machine's engine: [`image`] or a light one.
     ///
     /// # Panics
     /// When it does not start, or the machine's engine does not have the image.
-    pub async fn start(containers: Containers) -> Self {
+    pub async fn start(containers: Containers, image: &str) -> Self {
         remove_leftovers();
         let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(FOLDERS).expect("a temporary folder can be made");
-        let mut engine = Self { folder, containers, containerd: None, dockerd: None };
+        let mut engine = Self { folder, image: image.to_owned(), containers, containerd: None, dockerd: None };
         fs::write(engine.path("owner"), std::process::id().to_string()).expect("the folder is ours");
         fs::write(engine.path("containerd.toml"), CONTAINERD_CONFIG).expect("the folder is ours");
         engine.run().await;
-        engine.load(&image()).await;
+        engine.load(image).await;
         engine
     }
 
@@ -89,6 +90,12 @@ impl OwnEngine {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.path("docker.sock")
+    }
+
+    /// The image that it has.
+    #[must_use]
+    pub fn image(&self) -> &str {
+        &self.image
     }
 
     /// A client of it.
