@@ -15,6 +15,7 @@ use openagent_core::event::{
     TurnOutcome,
 };
 use openagent_core::id::{ConversationId, MessageId, PartId, RequestId, SessionId};
+use openagent_core::instance::{ExitCause, InstanceState};
 use openagent_core::permission::PermissionResponse;
 use openagent_core::session::{Fault, Status, Step};
 use openagent_core::time::Timestamp;
@@ -57,6 +58,8 @@ pub enum EntryKind {
         /// Why, where it is an error.
         fault: Option<Fault>,
     },
+    /// The instance of a session that rested ended by itself. Of one that worked the status tells.
+    InstanceLost(ExitCause),
     /// The agent's process ended by itself.
     AgentExited {
         /// Exit code.
@@ -342,11 +345,15 @@ impl Conversation {
             }
             EventKind::Gap { reason } => self.add(EntryKind::Gap(reason)),
             EventKind::Unknown { name, .. } => self.add(EntryKind::Unknown(name)),
+            EventKind::Instance { instance } => {
+                if let InstanceState::Error { cause } = instance.state
+                    && self.status == Some(Status::Idle)
+                {
+                    self.add(EntryKind::InstanceLost(cause));
+                }
+            }
             // Shown elsewhere (keys, terminals, the session's own record), or good news that the next event tells as well.
-            EventKind::Agent { process: AgentProcess::Ready { .. } }
-            | EventKind::Instance { .. }
-            | EventKind::Terminal { .. }
-            | EventKind::KeysUpdated { .. } => {}
+            EventKind::Agent { process: AgentProcess::Ready { .. } } | EventKind::Terminal { .. } | EventKind::KeysUpdated { .. } => {}
         }
     }
 
@@ -641,6 +648,7 @@ impl EntryKind {
             Self::Ladder(_)
             | Self::Status { .. }
             | Self::AgentExited { .. }
+            | Self::InstanceLost(_)
             | Self::TurnEnded(_)
             | Self::Error { .. }
             | Self::Retry { .. }
@@ -659,6 +667,7 @@ impl EntryKind {
             Self::Subagent { .. } | Self::Diff(_) | Self::Ladder(_) => true,
             Self::Status { .. }
             | Self::AgentExited { .. }
+            | Self::InstanceLost(_)
             | Self::TurnEnded(_)
             | Self::Error { .. }
             | Self::Retry { .. }

@@ -205,11 +205,12 @@ impl Follower<'_> {
                     Ok(None) | Err(_) => watching = false,
                 },
                 () = &mut block, if !self.unanswered.is_empty() => {
-                    let waiting = self.client.pending(Some(self.id)).await?;
-                    if !waiting.is_empty() {
-                        return Ok(How::Blocked(waiting));
+                    match self.client.pending(Some(self.id)).await {
+                        Ok(waiting) if !waiting.is_empty() => return Ok(How::Blocked(waiting)),
+                        Ok(_) => self.unanswered.clear(),
+                        Err(error) if error.is_disconnected() => block.as_mut().reset(Instant::now() + BLOCK_GRACE),
+                        Err(error) => return Err(error.into()),
                     }
-                    self.unanswered.clear();
                 }
                 _ = tokio::signal::ctrl_c() => return Ok(How::Interrupted),
                 () = &mut deadline => return Ok(How::TimedOut(timeout.unwrap_or(NEVER))),
@@ -267,11 +268,15 @@ impl Follower<'_> {
     }
 
     async fn allow_once(&self, request: &RequestId) -> Result<(), Failure> {
-        let answer = self.client.answer_permission(self.id, request, PermissionResponse::Once, String::new());
-        match answer.await {
-            // Somebody else was faster, or the agent no longer asks: either way nothing waits.
-            Err(error) if !matches!(error.kind, Kind::Conflict | Kind::NotFound) => Err(error.into()),
-            _ => Ok(()),
+        let mut patience = Patience::default();
+        loop {
+            match self.client.answer_permission(self.id, request, PermissionResponse::Once, String::new()).await {
+                // Whether it arrived or not, it can be given again: the first one counts.
+                Err(error) if error.is_disconnected() => patience.again(error).await?,
+                // Somebody else was faster, or the agent no longer asks: either way nothing waits.
+                Err(error) if !matches!(error.kind, Kind::Conflict | Kind::NotFound) => return Err(error.into()),
+                _ => return Ok(()),
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Events as lines of a log for people. `None`: nothing that a reader of a log wants.
 
 use openagent_core::event::{AgentProcess, Busy, Event, EventKind, Part, PartBody, Role, StepOutcome, ToolState, TurnOutcome};
+use openagent_core::instance::{ExitCause, Instance, InstanceState};
 use openagent_core::permission::PermissionResponse;
 
 use super::quantity::{cost, count, took};
@@ -92,6 +93,9 @@ fn what(kind: &EventKind) -> Option<String> {
         EventKind::Gap { reason } => format!("events are missing here: {}", single_line(reason)),
         EventKind::Title { title } => format!("title: {}", single_line(title)),
         EventKind::Unknown { name, .. } => format!("unknown event {}", single_line(name)),
+        EventKind::Instance { instance: Instance { state: InstanceState::Error { cause }, .. } } if *cause != ExitCause::NotStarted => {
+            format!("the sandbox ended: {cause}")
+        }
         EventKind::Instance { .. }
         | EventKind::Busy { busy: Busy::Working | Busy::Rest }
         | EventKind::MessageRemoved { .. }

@@ -70,20 +70,6 @@ fn title(title: &str, columns: usize) -> String {
     if title.is_empty() { "(untitled)".into() } else { shortened(title, columns) }
 }
 
-/// What helps where an instance ended like this, beyond starting another one.
-fn remedy(cause: &ExitCause, session: &SessionView) -> Option<String> {
-    Some(match cause {
-        ExitCause::OutOfMemory => {
-            let limit = bytes(session.limits.memory_bytes);
-            format!("its limit is {limit}; a new session gets more with: openagent new --memory SIZE")
-        }
-        ExitCause::Removed => "the workspace is kept as long as its volumes are; leave containers named openagent-* to the daemon".into(),
-        ExitCause::EngineGone | ExitCause::EngineStopped => "see that the container engine runs: openagent daemon status".into(),
-        ExitCause::Unresponsive => "see whether this machine is short of memory or disk: openagent daemon status".into(),
-        ExitCause::Exited { .. } | ExitCause::Killed { .. } | ExitCause::NotStarted | ExitCause::Unwatched => return None,
-    })
-}
-
 /// All sessions, one a line.
 #[must_use]
 pub fn table(sessions: &[SessionView], now: Timestamp) -> String {
@@ -119,12 +105,13 @@ pub fn block(session: &SessionView, now: Timestamp) -> String {
     if session.unreachable_since.is_some() {
         lines.push(("activity", format!("{} when it last answered", activity_name(&session.activity))));
     }
-    let exit = session.instance.as_ref().and_then(|instance| instance.exit.as_ref());
     if let Some(fault) = &session.fault {
         lines.push(("error", single_line(&fault.message)));
-        let known = if fault.hint.is_empty() { None } else { Some(single_line(&fault.hint)) };
-        let own = exit.and_then(|cause| remedy(cause, session));
-        lines.extend([own, known].into_iter().flatten().map(|hint| ("hint", hint)));
+        let exit = session.instance.as_ref().and_then(|instance| instance.exit.as_ref());
+        let hint = if fault.hint.is_empty() { exit.map_or("", ExitCause::hint) } else { &fault.hint };
+        if !hint.is_empty() {
+            lines.push(("hint", single_line(hint)));
+        }
     }
     let idle = match (session.idle_timeout_millis, session.idle_action) {
         (0, _) => "never".into(),
@@ -300,7 +287,7 @@ mod tests {
         let wire = v1::Session {
             id: "ses_01ARZ3NDEKTSV4RRFFQ69G5FAV".into(),
             status: v1::SessionStatus::Error.into(),
-            fault: Some(v1::Fault { code: "INSTANCE_ENDED".into(), message: "the sandbox ended".into(), hint: "resume it".into() }),
+            fault: Some(v1::Fault { code: "INSTANCE_ENDED".into(), message: "the sandbox ended".into(), hint: String::new() }),
             instance: Some(v1::Instance {
                 id: "ins_01ARZ3NDEKTSV4RRFFQ69G5FAV".into(),
                 driver: "docker".into(),
@@ -313,8 +300,8 @@ mod tests {
             ..Default::default()
         };
         let shown = block(&convert::session(wire).unwrap(), Timestamp::from_millis(60_000));
-        assert!(shown.contains("hint         its limit is 0 B; a new session gets more with: openagent new --memory SIZE\n"), "{shown}");
-        assert!(shown.contains("hint         resume it\n") && shown.contains("error: it ran out of memory and was killed)\n"), "{shown}");
+        assert!(shown.contains("hint         resume the session: ") && shown.contains("openagent new --memory SIZE\n"), "{shown}");
+        assert!(shown.contains("error: it ran out of memory and was killed)\n"), "{shown}");
         assert!(shown.contains("attached     anna@laptop, in a terminal for 1m\n"), "{shown}");
     }
 

@@ -100,6 +100,10 @@ impl Pen {
             EntryKind::Subagent { title, parts } => self.subagent(title, parts, toggled),
             EntryKind::Ladder(rungs) => self.ladder(rungs, toggled),
             EntryKind::Status { status, fault } => self.status(*status, fault.as_ref()),
+            EntryKind::InstanceLost(cause) => {
+                let text = format!("■ the sandbox ended while it rested: {cause}; your next prompt starts a new one");
+                self.line(&[Span::styled(text, theme.warn())], "  ");
+            }
             EntryKind::AgentExited { code, restart_in_millis, cause } => {
                 let then =
                     restart_in_millis.map_or_else(|| "given up".to_owned(), |millis| format!("starts again in {}", duration(millis)));
