@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use openagent_core::config::HistoryConfig;
 use openagent_core::event::EventKind;
 use openagent_core::id::SessionId;
 use openagent_core::secret::Secret;
@@ -209,6 +210,32 @@ async fn a_backup_is_of_one_moment_while_everything_changes() {
 }
 
 #[tokio::test]
+async fn a_compacted_history_is_backed_up_and_restored_as_it_is() {
+    let home = Home::new();
+    let store = home.store().await;
+    let log = EventLog::new(store.clone());
+    let id = any_session(&store).await.session.id;
+    store.bound_histories(HistoryConfig { compact_after: 50, ..HistoryConfig::default() }).await.unwrap();
+    for n in 0..400 {
+        log.append(&id, vec![note(&n.to_string())], None).await.unwrap();
+    }
+    let mut looks = 0;
+    while store.cursor(&id).await.unwrap().floor < 300 {
+        looks += 1;
+        assert!(looks < 100_000, "it is never compacted");
+    }
+    let before = content(&store, &home.key()).await;
+    assert_eq!(store.verify(opener(&home.key())).await.unwrap().problems, Vec::<String>::new());
+    drop(log);
+    store.close().await;
+    drop(store);
+    let file = home.back_up("backup").await;
+    let other = Home::empty();
+    restore(&other.db(), &file, Keys::Keep, &opener(&home.key())).unwrap();
+    assert_eq!(content(&other.store().await, &home.key()).await, before);
+}
+
+#[tokio::test]
 async fn a_restore_keeps_the_old_store_aside_and_is_refused_beside_a_daemon() {
     let home = Home::new();
     let file = home.back_up("backup").await;
@@ -266,7 +293,7 @@ async fn no_damaged_backup_changes_anything() {
     refused(b"not a backup at all", "something else");
     assert_eq!(restore(&home.db(), &home.at("none"), Keys::Keep, &opener(&home.key())).unwrap_err().fault().code, "BACKUP_UNREADABLE");
     // Made by hand, with digests that are right.
-    let hostile = |change: &dyn Fn(&mut serde_json::Value, &mut Vec<(String, Vec<u8>)>)| {
+    let hostile = |change: &Change| {
         let mut zip = zip::ZipArchive::new(Cursor::new(&whole)).unwrap();
         let mut entries = vec![];
         for index in 0..zip.len() {
@@ -311,6 +338,9 @@ async fn no_damaged_backup_changes_anything() {
     });
     refused(&without_event, "a history with a hole");
 }
+
+/// What is done to a manifest and the parts.
+type Change = dyn Fn(&mut serde_json::Value, &mut Vec<(String, Vec<u8>)>);
 
 fn restore_bytes(home: &Home, bytes: &[u8]) -> bool {
     let other = Home::empty();

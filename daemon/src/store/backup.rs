@@ -44,7 +44,7 @@ impl Store {
     pub async fn backup<W: Write + Send + 'static>(&self, out: W, created_at: Timestamp) -> Result<(W, Manifest), StoreError> {
         let (own, hold) = self.write(Ledger::begin_backup).await?;
         let first = self.read(move |db| First::copy(db, out, own, hold)).await?;
-        let last = self.write(|ledger| Last::take(ledger)).await?;
+        let last = self.write(Last::take).await?;
         let inner = Arc::clone(&self.0);
         blocking(move || first.finish(&inner.db, last, created_at)).await
     }

@@ -120,6 +120,7 @@ impl Space {
 }
 
 /// What a user may still write to the disk of `path`; `None` where the system does not tell.
+#[allow(clippy::useless_conversion, reason = "these are of 32 bits on other systems")]
 fn free_bytes(path: &Path) -> Option<u64> {
     let found = statvfs(path).ok()?;
     Some(u64::from(found.blocks_available()).saturating_mul(u64::from(found.fragment_size())))

@@ -112,6 +112,8 @@ struct Verifier<'a> {
     histories: BTreeMap<SessionId, History>,
     reading: Option<Reading>,
     using: Option<(SessionId, Usage)>,
+    /// The last session that records were found of which there is not; told once a table.
+    orphan: Option<(Table, SessionId)>,
 }
 
 /// A value whose chunks are not all read.
@@ -125,11 +127,13 @@ struct Value {
 impl<'a> Verifier<'a> {
     fn new(db: &'a Db, format: u64, opener: Option<&'a Opener>) -> Self {
         let report = Report { format, ..Report::default() };
-        Self { db, opener, report, histories: BTreeMap::new(), reading: None, using: None }
+        Self { db, opener, report, histories: BTreeMap::new(), reading: None, using: None, orphan: None }
     }
 
     fn run(mut self, is_waited_for: impl Fn() -> bool) -> Result<Report, StoreError> {
         let mut open: Option<Value> = None;
+        // Of what has pieces astray, further ones are not told.
+        let mut astray = vec![];
         for row in self.db.iter() {
             let (key, chunk) = row.map_err(|e| StoreError::engine("read its records", e))?;
             let Some((name, number)) = key.split_last_chunk::<2>().map(|(name, number)| (name, u16::from_be_bytes(*number))) else {
@@ -145,8 +149,12 @@ impl<'a> Verifier<'a> {
             } else if let Some(value) = open.as_mut().filter(|value| value.name == name && value.next == number) {
                 value.bytes.extend_from_slice(&chunk);
                 value.next += 1;
-            } else {
-                self.problem(format!("{} has a piece that belongs to nothing", shown(name)));
+            } else if open.as_ref().is_some_and(|value| value.name == name) {
+                self.unfinished(open.take());
+                astray = name.to_vec();
+            } else if astray != name {
+                self.problem(format!("{} has a piece too many", shown(name)));
+                astray = name.to_vec();
             }
             if let Some(value) = open.take_if(|value| value.bytes.len() >= value.length && value.next >= record::chunks(value.length)) {
                 if value.bytes.len() == value.length {
@@ -197,7 +205,10 @@ impl<'a> Verifier<'a> {
             Table::Session => self.session(rest, value)?,
             Table::MessageUsage => self.usage(rest, value)?,
             Table::Sealed => self.sealed(rest, value)?,
-            Table::Place => session_of(rest).map_or(Ok(false), |(session, _)| self.belongs(&session))?,
+            Table::Place => match session_of(rest) {
+                Some((session, _)) => self.check_owner(Table::Place, &session).map(|_| true)?,
+                None => false,
+            },
             Table::Key => self.key(rest, value),
             Table::DayUsage => record::decode::<DayUsage>("usage", value).is_ok(),
             Table::Rule => record::decode::<PermissionRule>("permission", value).is_ok(),
@@ -205,7 +216,7 @@ impl<'a> Verifier<'a> {
             Table::Meta => record::decode::<u64>("format", value).is_ok(),
         };
         if !sound {
-            self.problem(format!("{} cannot be read, or belongs to no session", shown(name)));
+            self.problem(format!("{} cannot be read", shown(name)));
         }
         Ok(())
     }
@@ -228,9 +239,10 @@ impl<'a> Verifier<'a> {
         }
         if let Some(history) = self.histories.get_mut(&record.session.id) {
             history.has_session = true;
-            return Ok(true);
+        } else if self.cursor_now(&record.session.id)?.is_none() && record::get(self.db, &Name::new(Table::Session, &[rest]))?.is_some() {
+            self.problem(format!("session {} has settings and no history", record.session.id));
         }
-        Ok(self.cursor_now(&record.session.id)?.is_some())
+        Ok(true)
     }
 
     fn event(&mut self, rest: &[u8], value: &[u8]) -> Result<bool, StoreError> {
@@ -239,8 +251,8 @@ impl<'a> Verifier<'a> {
         self.report.events += 1;
         if self.reading.as_ref().is_none_or(|reading| reading.session != session) {
             self.end_reading()?;
-            if !self.belongs(&session)? {
-                return Ok(false);
+            if !self.check_owner(Table::Event, &session)? {
+                return Ok(decode_event(value).is_ok());
             }
             self.reading = Some(Reading { session: session.clone(), kept: 0, last: 0, hole: None });
         }
@@ -283,8 +295,8 @@ impl<'a> Verifier<'a> {
         };
         if self.using.as_ref().is_none_or(|(using, _)| *using != session) {
             self.end_using()?;
-            if !self.belongs(&session)? {
-                return Ok(false);
+            if !self.check_owner(Table::MessageUsage, &session)? {
+                return Ok(true);
             }
             self.using = Some((session, Usage::default()));
         }
@@ -322,7 +334,8 @@ impl<'a> Verifier<'a> {
         let Some((session, kind)) = session_of(rest) else { return Ok(false) };
         let Ok(kind) = std::str::from_utf8(kind) else { return Ok(false) };
         self.envelope(&Envelope::Sealed { session: &session, kind, stored: value }, || format!("the {kind} of session {session}"));
-        self.belongs(&session)
+        self.check_owner(Table::Sealed, &session)?;
+        Ok(true)
     }
 
     fn envelope(&mut self, envelope: &Envelope<'_>, what: impl Fn() -> String) {
@@ -341,6 +354,17 @@ impl<'a> Verifier<'a> {
             return Ok(true);
         }
         Ok(record::get(self.db, &Name::new(Table::Leaving, &[session.as_str().as_bytes()]))?.is_some())
+    }
+
+    fn check_owner(&mut self, table: Table, session: &SessionId) -> Result<bool, StoreError> {
+        if self.belongs(session)? {
+            return Ok(true);
+        }
+        if self.orphan.as_ref().is_none_or(|(known, orphan)| (*known, orphan) != (table, session)) {
+            self.problem(format!("{} belongs to nothing", shown(Name::new(table, &[session.as_str().as_bytes()]).as_bytes())));
+            self.orphan = Some((table, session.clone()));
+        }
+        Ok(false)
     }
 
     fn cursor_now(&self, session: &SessionId) -> Result<Option<SessionCursor>, StoreError> {
@@ -392,3 +416,6 @@ fn shown(name: &[u8]) -> String {
         None => table.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;
