@@ -5,14 +5,17 @@ use std::time::Instant;
 use bollard::Docker;
 use bollard::query_parameters::{EventsOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder};
 use futures::StreamExt;
+use nix::sys::signal::Signal;
 use openagent_proto::v1;
+use openagent_proto::v1::event::Kind;
 use openagent_tests::harness::client::within;
 use openagent_tests::harness::engine::{Container, ROOT};
 use openagent_tests::harness::engine_proxy::{Action, EngineProxy};
+use openagent_tests::harness::instance::{Permissions, Who};
 use openagent_tests::harness::light_image::LightImage;
 use openagent_tests::harness::orphan::machine_engine;
 use openagent_tests::harness::own_engine::{Containers, OwnEngine};
-use openagent_tests::harness::{CANARY, PATIENCE, World};
+use openagent_tests::harness::{CANARY, Driver, PATIENCE, World};
 use tokio::io::AsyncWriteExt;
 
 const MODEL: &str = "scripted/scripted-large";
@@ -113,6 +116,43 @@ async fn a_call_whose_caller_is_gone_never_reaches_the_engine() {
         }
         assert_eq!(found, made, "{action:?}");
     }
+}
+
+#[tokio::test]
+async fn an_agent_in_a_container_is_found_signalled_and_read() {
+    let light = LightImage::make().await;
+    let mut world = World::new(Driver::Docker).await;
+    world.set_env("OPENAGENT_IMAGE", light.name());
+    world.start().await;
+    world.set_keys(CANARY).await;
+    let mut clients = world.clients().await;
+    let (id, mut events) = clients.active(MODEL).await;
+    let before = Permissions::of(&world, &id).await;
+    clients.prompt(&id, "#hang").await;
+    events
+        .until("work", |kind| match kind {
+            Kind::Busy(busy) => matches!(busy.busy, Some(v1::busy_event::Busy::Working(_))).then_some(()),
+            _ => None,
+        })
+        .await;
+    world.signal_to(&id, Who::Agent, Signal::SIGKILL).await;
+    assert_eq!(events.until_turn_ended().await.outcome(), v1::TurnOutcome::Interrupted);
+    events
+        .until("an agent that is ready again", |kind| match kind {
+            Kind::Agent(agent) => matches!(agent.process, Some(v1::agent_event::Process::Ready(_))).then_some(()),
+            _ => None,
+        })
+        .await;
+    assert_eq!(clients.turn(&id, &mut events, "#echo once more").await.outcome(), v1::TurnOutcome::Completed);
+    Permissions::of(&world, &id).await.must_not_be_wider_than(&before);
+
+    for (signal, state) in [(Signal::SIGSTOP, "T"), (Signal::SIGCONT, "S")] {
+        world.signal_to(&id, Who::Sidecar, signal).await;
+        let container = world.container(&id).await;
+        container.until(ROOT, &format!("grep -q '^State:.*{state}' /proc/1/status")).await;
+    }
+    world.until_no_orphans(PATIENCE).await;
+    world.end().await;
 }
 
 #[tokio::test]
