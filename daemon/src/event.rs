@@ -29,7 +29,7 @@ use tokio::sync::watch;
 
 use crate::store::{NewEvent, Page, Read, SessionCursor, Store, StoreError, encode_event};
 use live::Live;
-pub use reader::{EventReader, Item, Snapshot, Turn};
+pub use reader::{Delivery, EventReader, Item, Snapshot};
 use recent::Recent;
 pub use recorded::Recorded;
 

@@ -39,7 +39,7 @@ pub enum Item {
 
 /// What a reader gets that passes events on encoded.
 #[derive(Debug)]
-pub enum Turn {
+pub enum Delivery {
     /// The next recorded events, in the form in which they are passed on.
     Events(Bytes),
     /// Something else.
@@ -124,13 +124,13 @@ impl EventReader {
     ///
     /// # Errors
     /// [`StoreError`], when the history cannot be read.
-    pub async fn next_encoded(&mut self, encode: impl Fn(&Event, &mut Vec<u8>)) -> Result<Turn, StoreError> {
+    pub async fn next_encoded(&mut self, encode: impl Fn(&Event, &mut Vec<u8>)) -> Result<Delivery, StoreError> {
         if let Some(other) = self.until_events().await? {
-            return Ok(Turn::Other(other));
+            return Ok(Delivery::Other(other));
         }
         let (bytes, count) = recorded::run(&self.page, encode);
         self.delivered(count);
-        Ok(Turn::Events(bytes))
+        Ok(Delivery::Events(bytes))
     }
 
     /// Waits until there are events on the page, or something else comes first.

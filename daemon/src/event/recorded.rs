@@ -98,11 +98,8 @@ mod tests {
     use super::*;
 
     fn events(sizes: &[usize]) -> VecDeque<Arc<Recorded>> {
-        let event = |(seq, size): (u64, &usize)| Event {
-            seq,
-            at: Timestamp::from_millis(0),
-            kind: EventKind::Gap { reason: "x".repeat(*size) },
-        };
+        let event =
+            |(seq, size): (u64, &usize)| Event { seq, at: Timestamp::from_millis(0), kind: EventKind::Gap { reason: "x".repeat(*size) } };
         (1..).zip(sizes).map(|numbered| Arc::new(Recorded::new(event(numbered)))).collect()
     }
 

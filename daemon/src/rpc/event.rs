@@ -24,7 +24,7 @@ use tonic::server::NamedService;
 
 use super::status::status;
 use super::{Context, convert};
-use crate::event::{EventReader, Item, Turn};
+use crate::event::{Delivery, EventReader, Item};
 use crate::session::presence::{AttachedTo, Attachment};
 
 /// The path of the one call.
@@ -89,18 +89,18 @@ fn frames(
         let _present = presence;
         let mut stopped = pin!(stop.cancelled_owned());
         let end = loop {
-            let turn = tokio::select! {
-                turn = reader.next_encoded(recorded) => turn,
+            let delivery = tokio::select! {
+                delivery = reader.next_encoded(recorded) => delivery,
                 () = &mut stopped => {
                     break status(&Fault::new("DAEMON_STOPPING", "the daemon is ending", "connect again in a moment"));
                 }
             };
-            let item = match turn {
-                Ok(Turn::Events(bytes)) => {
+            let item = match delivery {
+                Ok(Delivery::Events(bytes)) => {
                     yield Ok(Frame::data(bytes));
                     continue;
                 }
-                Ok(Turn::Other(item)) => item,
+                Ok(Delivery::Other(item)) => item,
                 Err(error) => break status(&error.fault()),
             };
             let wire = match item {

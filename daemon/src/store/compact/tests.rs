@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::export::archive::About;
 use crate::export::transcript::Transcript;
+use crate::store::model::Extent;
 use crate::store::tests::record;
 use crate::store::{Page, Read, Store};
 
@@ -350,4 +351,16 @@ async fn a_session_that_is_removed_while_it_is_compacted_leaves_nothing() {
         let _ = store.cursor(&one()).await;
     }
     panic!("something is left");
+}
+
+/// What the first version that compacts wrote. These texts are never edited.
+#[test]
+fn records_of_compacted_histories_are_read() {
+    let cursor = r#"{"last_seq":90,"floor":40,"kept":12,"journal_seq":80,"usage":{"tokens":{"input":1,"output":2,"reasoning":3,"cache_read":4,
+        "cache_write":5},"cost_micros":6},"turn":77,"extent":{"kept_bytes":900,"tail_bytes":5000,"in_turn":true,"settled":33,"trimmed":9,"gap":8}}"#;
+    let cursor: SessionCursor = record::decode("cursor", cursor.as_bytes()).unwrap();
+    let extent = Extent { kept_bytes: 900, tail_bytes: 5_000, in_turn: true, settled: 33, trimmed: 9, gap: 8 };
+    assert_eq!((cursor.floor, cursor.kept, cursor.turn, &cursor.extent), (40, 12, 77, &extent));
+    let place: Place = record::decode("place", br#"{"seq":7,"bytes":120}"#).unwrap();
+    assert_eq!((place.seq, place.bytes), (7, 120));
 }
