@@ -241,6 +241,12 @@ impl Conversation {
         conversation
     }
 
+    /// Whether its older events were compacted, so that it may lack messages that were paid for.
+    #[must_use]
+    pub const fn is_compacted(&self) -> bool {
+        self.floor > 0
+    }
+
     /// What the conversation consists of.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
