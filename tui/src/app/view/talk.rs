@@ -138,8 +138,9 @@ fn strip(state: &State, talk: &Talk, frame: &mut Frame<'_>, area: Rect) {
     if talk.conversation.view.anchor != Anchor::Tail {
         spans.push(Span::styled("↓ more below (G) ", theme.accent()));
     }
-    let usage =
-        if talk.conversation.spent.tokens.total() > 0 { Some(talk.conversation.spent) } else { session.map(|session| session.usage) };
+    // What was spent on messages that are no longer kept is in the session's sum only.
+    let told = Some(talk.conversation.spent).filter(|spent| spent.tokens.total() > 0 && !talk.conversation.is_compacted());
+    let usage = told.or_else(|| session.map(|session| session.usage));
     let right = usage.filter(|usage| usage.tokens.total() > 0).map(|usage| format!(" {}", spent(&usage))).unwrap_or_default();
     let left: usize = spans.iter().map(Span::width).sum();
     let room = usize::from(area.width).saturating_sub(left + right.width());
