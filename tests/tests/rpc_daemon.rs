@@ -90,7 +90,7 @@ async fn shutdown_answers_then_ends_streams_the_process_and_the_socket() {
     let mut watch = clients.session.watch_sessions(v1::WatchSessionsRequest {}).await.expect("sessions are watched").into_inner();
     let first = watch.message().await.expect("the stream does not break").expect("it begins").item;
     assert_eq!(first, Some(v1::watch_sessions_response::Item::CaughtUp(v1::WatchCaughtUp {})));
-    clients.daemon.shutdown(v1::ShutdownRequest {}).await.expect("it answers before it ends");
+    clients.daemon.shutdown(v1::ShutdownRequest::default()).await.expect("it answers before it ends");
     let end = within("the end of the watch", PATIENCE, watch.message()).await.expect_err("the daemon says that it ends");
     assert_eq!(end.code(), tonic::Code::Unavailable, "{end:?}");
     world.ended().await;

@@ -88,9 +88,10 @@ async fn a_session_that_cannot_be_made_is_refused_with_all_mistakes_at_once() {
         permission_mode: 99,
         limits: Some(v1::Limits { memory_bytes: 1, cpu_millis: 1, pids: 1 }),
         idle_timeout: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+        idle_action: 98,
     };
     let refusal = refused(clients.session.create_session(all_wrong).await, Code::InvalidArgument, "INVALID");
-    for mistake in ["title", "relative/folder", "nobody", "no such name", "99", "memory", "processor", "processes", "idle timeout"] {
+    for mistake in ["title", "relative/folder", "nobody", "no such name", "99", "memory", "processor", "processes", "idle timeout", "98"] {
         assert!(refusal.message.contains(mistake), "{mistake} is missing in {:?}", refusal.message);
     }
     let long = v1::CreateSessionRequest { title: "x".repeat(201), ..Default::default() };
@@ -216,11 +217,13 @@ async fn a_session_keeps_what_it_was_made_with() {
         permission_mode: v1::PermissionMode::ReadOnly.into(),
         limits: Some(v1::Limits { memory_bytes: 1 << 30, cpu_millis: 500, pids: 200 }),
         idle_timeout: Some(prost_types::Duration { seconds: 0, nanos: 0 }),
+        idle_action: v1::IdleAction::Stop.into(),
         workspace: None,
     };
     let made = clients.create_with(own.clone()).await;
     let kept = clients.get(&made.id).await;
     assert_eq!((kept.title.as_str(), kept.model.as_str(), kept.agent.as_str()), ("mine", own.model.as_str(), "plan"));
+    assert_eq!((plain.idle_action(), kept.idle_action()), (v1::IdleAction::Pause, v1::IdleAction::Stop));
     assert_eq!((kept.permission_mode(), kept.limits, kept.idle_timeout), (v1::PermissionMode::ReadOnly, own.limits, own.idle_timeout));
     assert_eq!(kept.workspace.and_then(|workspace| workspace.source), Some(v1::workspace::Source::Empty(v1::EmptyWorkspace {})));
 
