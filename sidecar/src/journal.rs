@@ -9,6 +9,7 @@
 mod file;
 mod live;
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::Path;
@@ -23,6 +24,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::file::DEFAULT_MAX_BYTES;
 use self::file::{Limits, SegmentFiles};
 use self::live::{Effect, Live, Sent};
 
@@ -132,6 +134,14 @@ impl Journal {
         Self::open_with(state_dir, Limits::default())
     }
 
+    /// As [`open`](Self::open), with files of at most `max_bytes` together.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn open_within(state_dir: &Path, max_bytes: u64) -> Result<Self, JournalError> {
+        Self::open_with(state_dir, Limits::within(max_bytes))
+    }
+
     fn open_with(state_dir: &Path, limits: Limits) -> Result<Self, JournalError> {
         let folder = state_dir.join("journal");
         let files = SegmentFiles::open(&folder, limits)?;
@@ -157,13 +167,14 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError`]; the event is then not recorded.
-    pub async fn record(&self, event: EventKind) -> Result<u64, JournalError> {
-        let kind = serde_json::to_vec(&event).map_err(JournalError::Serialise)?;
+    pub async fn record(&self, event: impl Borrow<EventKind>) -> Result<u64, JournalError> {
+        let event = event.borrow();
+        let kind = serde_json::to_vec(event).map_err(JournalError::Serialise)?;
         if kind.len() > EVENT_MAX_BYTES {
             return Err(JournalError::TooLarge { bytes: kind.len() });
         }
         let (reply, answer) = oneshot::channel();
-        let command = Command::Record { kind, effect: Effect::of(&event), reply };
+        let command = Command::Record { kind, effect: Effect::of(event), reply };
         self.commands.send(command).await.map_err(|_| JournalError::Closed)?;
         answer.await.map_err(|_| JournalError::Closed)?
     }
@@ -318,7 +329,11 @@ impl Writer {
             return;
         }
         let at = Timestamp::from(OffsetDateTime::now_utc());
-        match self.files.append(at, &batch.kinds) {
+        let appended = self.files.append(at, &batch.kinds).or_else(|error| {
+            let acknowledged = self.shared.acknowledged.load(Ordering::Acquire);
+            if self.files.recycle(acknowledged)? { self.files.append(at, &batch.kinds) } else { Err(error) }
+        });
+        match appended {
             Ok(first) => {
                 let numbered = || (first..).zip(&batch.effects);
                 let mut live = self.shared.live();

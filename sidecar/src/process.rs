@@ -249,6 +249,7 @@ mod tests {
             agent_home: folder.into(),
             agent_uid: None,
             opencode: "opencode".into(),
+            journal_max_bytes: 8 << 20,
         }
     }
 

@@ -60,7 +60,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let stop = tasks.token().clone();
     tasks.spawn("reaper", async move { stop.run_until_cancelled(reaper.run()).await });
 
-    let journal = Journal::open(&settings.state_dir)?;
+    let journal = Journal::open_within(&settings.state_dir, settings.journal_max_bytes)?;
     let keys = KeyRing::default();
     let relay = Relay::default();
     let models = ModelProxy::bind(keys.clone(), relay.clone()).await.map_err(ServeError::Model)?;

@@ -6,6 +6,8 @@ use openagent_core::id::SessionId;
 use openagent_proto::sidecar::env;
 use thiserror::Error;
 
+use crate::journal::DEFAULT_MAX_BYTES;
+
 /// What the sidecar is told through its environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -25,7 +27,12 @@ pub struct Settings {
     pub agent_uid: Option<u32>,
     /// The OpenCode program.
     pub opencode: PathBuf,
+    /// Largest size of the journal, in bytes.
+    pub journal_max_bytes: u64,
 }
+
+/// Bounds of the journal's size, in bytes: a few of the largest events; what no state volume exceeds.
+const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 8 * 1024 * 1024..=1024 * 1024 * 1024 * 1024;
 
 /// Everything that is wrong with the environment, in one message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -72,10 +79,17 @@ impl Settings {
                 None
             }
         });
+        let journal = variable(env::JOURNAL_MAX_BYTES).filter(|text| !text.is_empty());
+        let journal_max_bytes = journal.map_or(DEFAULT_MAX_BYTES, |text| {
+            text.parse::<u64>().ok().filter(|bytes| JOURNAL_BYTES.contains(bytes)).unwrap_or_else(|| {
+                mistakes.push(format!("{} is not a number of bytes from 8 MiB to 1 TiB", env::JOURNAL_MAX_BYTES));
+                DEFAULT_MAX_BYTES
+            })
+        });
         match (session_id, digest) {
             (Ok(session), Some(token_sha256)) if mistakes.is_empty() => {
                 let [link_dir, workspace, state_dir, agent_home, opencode] = folders.map(|(_, path)| PathBuf::from(path));
-                Ok(Self { session, token_sha256, link_dir, workspace, state_dir, agent_home, agent_uid, opencode })
+                Ok(Self { session, token_sha256, link_dir, workspace, state_dir, agent_home, agent_uid, opencode, journal_max_bytes })
             }
             _ => Err(InvalidSettings(mistakes)),
         }
@@ -93,6 +107,7 @@ mod tests {
             env::TOKEN_SHA256 => "ab".repeat(32),
             env::AGENT_UID => "1000".into(),
             env::OPENCODE => "opencode".into(),
+            env::JOURNAL_MAX_BYTES => "8388608".into(),
             _ => format!("/{name}"),
         };
         Some(value)
@@ -102,7 +117,7 @@ mod tests {
     fn a_complete_environment_is_read() {
         let settings = Settings::read(good).unwrap();
         assert_eq!(settings.token_sha256, [0xab; 32]);
-        assert_eq!(settings.agent_uid, Some(1000));
+        assert_eq!((settings.agent_uid, settings.journal_max_bytes), (Some(1000), 8 << 20));
         assert_eq!(settings.link_dir, PathBuf::from("/OPENAGENT_LINK_DIR"));
     }
 
@@ -113,9 +128,10 @@ mod tests {
             env::TOKEN_SHA256 => Some("zz".into()),
             env::WORKSPACE_DIR => Some("relative".into()),
             env::AGENT_UID => Some("0".into()),
+            env::JOURNAL_MAX_BYTES => Some("1024".into()),
             _ => None,
         })
         .unwrap_err();
-        assert_eq!(mistakes.len(), 8, "{mistakes:?}");
+        assert_eq!(mistakes.len(), 9, "{mistakes:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod reply;
 mod rise;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::rise::{Missed, Rise, Risen, Warm};
+use self::waiting::Waiting;
 use super::Condition;
 use super::opencode::client::Client;
 use super::opencode::feed::Feed;
@@ -129,6 +131,7 @@ pub(super) struct Actor {
     /// Counts what the kernel has killed for want of memory, and how many of it were told.
     oom_kills: OomKills,
     oom_told: u64,
+    waiting: Waiting,
     restart_at: Option<Instant>,
     last_prompt_millis: u64,
     saved: BTreeMap<String, u64>,
@@ -144,6 +147,7 @@ enum Input {
     Exited(i32),
     Risen(Option<Result<Risen, ApiError>>),
     Missed(Option<Box<Missed>>),
+    Write,
     Restart,
     Tick,
 }
@@ -171,6 +175,7 @@ impl Actor {
             exits: Vec::new(),
             oom_told: oom_kills.count(),
             oom_kills,
+            waiting: Waiting::default(),
             restart_at: None,
             last_prompt_millis: 0,
             saved: BTreeMap::new(),
@@ -199,6 +204,7 @@ impl Actor {
                     self.risen(risen.unwrap_or_else(lost)).await;
                 }
                 Input::Missed(missed) => self.missed(missed).await,
+                Input::Write => self.write().await,
                 Input::Restart => self.restart().await,
                 Input::Tick => self.tick().await,
             }
@@ -208,8 +214,13 @@ impl Actor {
     /// Chooses; only receives and timers, so it may be dropped at any point.
     async fn next(&mut self, commands: &mut mpsc::Receiver<Command>) -> Input {
         let reading = matches!(&self.phase, Phase::Up(up) if up.reading.is_some());
-        let tick =
-            self.translator.next_tick().filter(|_| !reading).map(|at| Instant::now() + Duration::from_millis(at.millis_since(now())));
+        // As long as the journal takes nothing, OpenCode's events stay with OpenCode; commands are heard all the same.
+        let stuck = self.waiting.is_stuck();
+        let tick = self
+            .translator
+            .next_tick()
+            .filter(|_| !reading && !stuck)
+            .map(|at| Instant::now() + Duration::from_millis(at.millis_since(now())));
         let server = async {
             match &mut self.phase {
                 Phase::Up(up) => {
@@ -217,6 +228,7 @@ impl Actor {
                     // Events first: what was said before the end belongs before it. None while the one before them is being read.
                     let told = async {
                         match reading {
+                            _ if stuck => std::future::pending().await,
                             Some(job) => Input::Missed((&mut job.0).await),
                             None => Input::Event(events.recv().await),
                         }
@@ -243,6 +255,7 @@ impl Actor {
             notice = self.noticed.recv() => Input::Notice(notice),
             input = server => input,
             () = at(self.restart_at) => Input::Restart,
+            () = at(self.waiting.retry_at()) => Input::Write,
             () = at(tick) => Input::Tick,
         }
     }
@@ -568,14 +581,20 @@ impl Actor {
                         self.save().await;
                     }
                 }
-                Output::Delta(delta) => self.journal.delta(delta),
+                delta @ Output::Delta(_) => self.waiting.put(&self.journal, delta).await,
             }
         }
     }
 
-    async fn record(&self, kind: EventKind) {
-        if let Err(error) = self.journal.record(kind).await {
-            tracing::error!(error = chain(&error), "an event of the agent could not be recorded");
+    async fn record(&mut self, kind: EventKind) {
+        self.waiting.put(&self.journal, Output::Record(kind)).await;
+    }
+
+    /// Tries to record what waits.
+    async fn write(&mut self) {
+        if let Some(told) = self.waiting.write(&self.journal).await {
+            self.record(told).await;
+            self.save().await;
         }
     }
 
@@ -598,7 +617,8 @@ impl Actor {
     }
 
     async fn save(&mut self) {
-        if self.saved == *self.translator.sequences() {
+        // What waits is not recorded yet: should it be lost, it is read again from here.
+        if self.saved == *self.translator.sequences() || self.waiting.is_stuck() {
             return;
         }
         let sequences = self.translator.sequences().clone();

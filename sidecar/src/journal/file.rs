@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Invariant: there is at least one segment, and a number is never given twice, because an empty segment still says by its name which one is next.
-//! An entry counts once it was flushed; whatever follows the last whole entry of a segment is cut off when it is opened.
+//! An entry counts once it was flushed; whatever follows the last whole entry of a segment is cut off when it is opened. Entries that were damaged
+//! later are missing from then on: readers are told by a gap, and what comes behind them is kept.
 
 use std::collections::VecDeque;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -23,11 +24,21 @@ use sha2::{Digest, Sha256};
 use super::{JournalError, JournalItem};
 
 const FILE_HEADER: &[u8] = b"openagent-journal/1\n";
+
+/// What every version's header begins with.
+const FILE_FAMILY: &[u8] = b"openagent-journal/";
+
 const ENTRY_HEADER_BYTES: usize = 4 + 8 + 8 + 8;
 const SUFFIX: &str = ".log";
 
 /// Largest piece read at once, in bytes, unless one entry is larger.
 const READ_MAX_BYTES: u64 = 256 * 1024;
+
+/// Size at which a segment is followed by another one, in bytes.
+const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// All segments together where nothing else is said, in bytes.
+pub const DEFAULT_MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Bounds of the files.
 #[derive(Debug, Clone, Copy)]
@@ -40,9 +51,17 @@ pub struct Limits {
     pub worth_trimming_bytes: u64,
 }
 
+impl Limits {
+    /// Files of at most `total_bytes` together.
+    pub const fn within(total_bytes: u64) -> Self {
+        let segment_bytes = if total_bytes / 8 < SEGMENT_BYTES { total_bytes / 8 } else { SEGMENT_BYTES };
+        Self { total_bytes, segment_bytes, worth_trimming_bytes: 256 * 1024 }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { total_bytes: 64 * 1024 * 1024, segment_bytes: 4 * 1024 * 1024, worth_trimming_bytes: 256 * 1024 }
+        Self::within(DEFAULT_MAX_BYTES)
     }
 }
 
@@ -95,13 +114,17 @@ impl SegmentFiles {
         }
         found.sort_unstable();
         let mut segments = VecDeque::new();
+        let mut next = 1;
         for (index, (first, path)) in found.iter().enumerate() {
             let before = found.get(index + 1).map_or(u64::MAX, |(next, _)| *next);
-            segments.push_back(recover(*first, path.clone(), before)?);
+            match recover(*first, path.clone(), before)? {
+                Recovered::Segments(recovered) => segments.extend(recovered),
+                Recovered::Lost { below } => next = below.min(before),
+            }
         }
         let mut files = Self { folder: folder.to_owned(), limits, segments, _lock: lock };
-        if files.segments.is_empty() {
-            files.begin_segment(1).map_err(failed)?;
+        if files.segments.is_empty() || files.last() + 1 < next {
+            files.begin_segment(next).map_err(failed)?;
         }
         Ok(files)
     }
@@ -154,15 +177,18 @@ impl SegmentFiles {
         let to =
             (from..segment.offsets.len()).take_while(|index| *index == from || segment.end_of(*index) - start <= READ_MAX_BYTES).last();
         let end = to.map_or(start, |to| segment.end_of(to));
-        let mut piece = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
-        segment.file.read_exact_at(&mut piece, start)?;
-        let mut piece = Bytes::from(piece);
-        let mut seq = segment.first + from as u64;
-        while !piece.is_empty() {
-            let (at, kind) =
-                decode(&mut piece, seq).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an entry was changed on disk"))?;
-            items.push(JournalItem::Recorded { seq, at, kind });
-            seq += 1;
+        let size = |bytes: u64| usize::try_from(bytes).map_err(io::Error::other);
+        let mut piece = vec![0; size(end - start)?];
+        let read = segment.file.read_exact_at(&mut piece, start);
+        let piece = Bytes::from(piece);
+        for index in from..=to.unwrap_or(from) {
+            let seq = segment.first + index as u64;
+            let mut entry = piece.slice(size(segment.offsets[index] - start)?..size(segment.end_of(index) - start)?);
+            match decode(&mut entry, seq).filter(|_| read.is_ok()) {
+                Some((at, kind)) => items.push(JournalItem::Recorded { seq, at, kind }),
+                // Damaged on disk since it was written, or the disk does not give it back.
+                None => miss(&mut items, seq),
+            }
         }
         Ok(items)
     }
@@ -177,6 +203,26 @@ impl SegmentFiles {
             self.drop_oldest()?;
         }
         Ok(())
+    }
+
+    /// Makes room on a full disk: gives up everything that is acknowledged, without asking the disk for anything. Says whether that was any.
+    pub fn recycle(&mut self, acknowledged: u64) -> io::Result<bool> {
+        let segments = self.segments.len();
+        while self.segments.len() > 1 && self.segments.front().is_some_and(|segment| segment.last() <= acknowledged) {
+            self.drop_oldest()?;
+        }
+        let more = self.segments.len() < segments;
+        let Some(segment) = self.segments.back_mut().filter(|segment| !segment.offsets.is_empty() && segment.last() <= acknowledged) else {
+            return Ok(more);
+        };
+        // The name first: under it, what is still in the file has numbers that are too low, and would be cut off.
+        let first = segment.last() + 1;
+        let path = self.folder.join(segment_name(first));
+        std::fs::rename(&segment.path, &path)?;
+        (segment.first, segment.path, segment.length) = (first, path, FILE_HEADER.len() as u64);
+        segment.offsets.clear();
+        segment.file.set_len(segment.length)?;
+        Ok(true)
     }
 
     /// The next entry will have the number after `last`.
@@ -200,8 +246,7 @@ impl SegmentFiles {
     }
 
     fn begin_segment(&mut self, first: u64) -> io::Result<()> {
-        // Twenty digits, so that names sort as numbers do.
-        let path = self.folder.join(format!("{first:020}{SUFFIX}"));
+        let path = self.folder.join(segment_name(first));
         let begun = OpenOptions::new().create(true).truncate(true).read(true).write(true).mode(0o600).open(&path).and_then(|file| {
             file.write_all_at(FILE_HEADER, 0)?;
             file.sync_data()?;
@@ -251,30 +296,101 @@ fn decode(piece: &mut Bytes, seq: u64) -> Option<(Timestamp, Bytes)> {
     (number == seq).then_some((at, entry))
 }
 
-fn recover(first: u64, path: PathBuf, before: u64) -> Result<Segment, JournalError> {
+/// What was made of a segment's file.
+enum Recovered {
+    /// Its entries; more than one segment where some between them were damaged.
+    Segments(Vec<Segment>),
+    /// Nothing of it can be read. Numbers below this one may have been given.
+    Lost { below: u64 },
+}
+
+fn recover(first: u64, path: PathBuf, before: u64) -> Result<Recovered, JournalError> {
     let failed = |source| JournalError::Open { folder: path.display().to_string(), source };
-    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    // A segment is never larger than its bound, one batch and one event.
-    let mut content = vec![0; usize::try_from(size).map_err(|error| failed(io::Error::other(error)))?];
-    file.read_exact_at(&mut content, 0).map_err(failed)?;
+    let read = || -> io::Result<(File, Vec<u8>)> {
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        // A segment is never larger than its bound, one batch and one event.
+        let mut content = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
+        file.read_exact_at(&mut content, 0)?;
+        Ok((file, content))
+    };
+    let set_aside = |why: &dyn std::fmt::Display| {
+        let size = std::fs::metadata(&path).map_or(u64::from(u32::MAX), |metadata| metadata.len());
+        tracing::error!(file = %path.display(), %why, "a file of the journal is damaged as a whole and was set aside");
+        std::fs::rename(&path, path.with_extension("damaged")).map_err(failed)?;
+        Ok(Recovered::Lost { below: first + size / ENTRY_HEADER_BYTES as u64 + 1 })
+    };
+    let (file, content) = match read() {
+        Ok(read) => read,
+        Err(error) => return set_aside(&error),
+    };
+    let size = content.len() as u64;
     let mut rest = Bytes::from(content);
     let mut offsets = Vec::new();
     let mut length = FILE_HEADER.len() as u64;
+    let number = |offsets: &Vec<u64>| first + offsets.len() as u64;
     if rest.starts_with(FILE_HEADER) {
         rest.advance(FILE_HEADER.len());
-        while first + (offsets.len() as u64) < before && decode(&mut rest, first + offsets.len() as u64).is_some() {
+        while number(&offsets) < before && decode(&mut rest, number(&offsets)).is_some() {
             offsets.push(length);
             length = size - rest.len() as u64;
         }
     } else if FILE_HEADER.starts_with(&rest) {
         file.write_all_at(FILE_HEADER, 0).map_err(failed)?;
-    } else {
+    } else if rest.starts_with(FILE_FAMILY) {
         return Err(JournalError::Format { file: path.display().to_string() });
+    } else {
+        return set_aside(&"it does not begin as one");
+    }
+    let mut later = Vec::new();
+    if let Some((at, seq)) = next_whole(&rest, number(&offsets), before) {
+        tracing::error!(file = %path.display(), first = number(&offsets), last = seq - 1, "entries of the journal are damaged");
+        // A segment holds consecutive entries, so those behind the damage get one of their own, before they are cut off here.
+        let behind = path.with_file_name(segment_name(seq));
+        write_whole(&behind, &[FILE_HEADER, &rest[at..]].concat()).map_err(failed)?;
+        match recover(seq, behind, before)? {
+            Recovered::Segments(segments) => later = segments,
+            Recovered::Lost { .. } => {}
+        }
+    } else if length != size {
+        tracing::warn!(file = %path.display(), bytes = size.saturating_sub(length), "a torn end of the journal was cut off");
     }
     if length != size {
-        tracing::warn!(file = %path.display(), bytes = size.saturating_sub(length), "a torn end of the journal was cut off");
         file.set_len(length).and_then(|()| file.sync_data()).map_err(failed)?;
     }
-    Ok(Segment { first, path, file, offsets, length })
+    let mut segments = vec![Segment { first, path, file, offsets, length }];
+    segments.append(&mut later);
+    Ok(Recovered::Segments(segments))
+}
+
+/// Where in `rest` the next whole entry begins that has a number from `from` to before `before`, and its number. Cheap, since in JSON no four bytes
+/// read as a length.
+fn next_whole(rest: &Bytes, from: u64, before: u64) -> Option<(usize, u64)> {
+    (0..rest.len().saturating_sub(ENTRY_HEADER_BYTES)).find_map(|at| {
+        let seq = u64::from_be_bytes(rest[at + 12..at + 20].try_into().ok()?);
+        let possible = seq >= from && seq < before && seq - from <= (rest.len() / ENTRY_HEADER_BYTES) as u64;
+        (possible && decode(&mut rest.slice(at..), seq).is_some()).then_some((at, seq))
+    })
+}
+
+/// Twenty digits, so that names sort as numbers do.
+fn segment_name(first: u64) -> String {
+    format!("{first:020}{SUFFIX}")
+}
+
+/// Writes a file that is there as a whole or not at all.
+fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let next = path.with_extension("new");
+    let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&next)?;
+    file.write_all_at(content, 0)?;
+    file.sync_all()?;
+    std::fs::rename(&next, path)?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+/// Notes that the entry `seq` is not kept, together with those just before it.
+fn miss(items: &mut Vec<JournalItem>, seq: u64) {
+    match items.last_mut() {
+        Some(JournalItem::Gap { last, .. }) if *last + 1 == seq => *last = seq,
+        _ => items.push(JournalItem::Gap { first: seq, last: seq }),
+    }
 }

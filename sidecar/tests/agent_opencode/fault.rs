@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill as signal};
 use nix::unistd::Pid;
 use openagent_core::event::{AgentExit, AgentProcess, EventKind, PartBody, ToolState, TurnOutcome};
-use openagent_proto::sidecar::{AllowRule, StartAgent};
+use openagent_proto::sidecar::{AllowRule, Prompt, StartAgent};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -145,6 +145,59 @@ async fn an_agent_that_dies_again_and_again_is_given_up_until_it_is_asked_to_sta
     kill(&world);
     assert_eq!(world.until("exit", exit).await.1, Some(500), "the count begins anew");
     world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_holds_events_back_and_loses_none() {
+    let folder = folder();
+    let state = folder.path().join("state");
+    let run = |arguments: &[&str]| std::process::Command::new(arguments[0]).args(&arguments[1..]).arg(&state).status();
+    if !run(&["mount", "-t", "tmpfs", "-o", "size=1m", "none"]).is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no file system can be mounted here");
+        return;
+    }
+    let (mut world, mut model) = (World::open(folder, program()).await, Model::new().await);
+    world.agent.start(start(model.provider())).await.unwrap();
+    answers(&mut world, &mut model).await;
+    world.prompt("Talk", "acme/tour").await;
+    let call = model.call().await;
+    let filler = state.join("filler");
+    let mut size = 2 << 20;
+    while size > 0 {
+        use std::io::Write;
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&filler).unwrap();
+        if file.write_all(&vec![0; size]).is_err() {
+            size /= 2;
+        }
+    }
+    until_stuck(&world).await;
+    call.say("told while the disk was full").await;
+    call.stop().await;
+    let prompt = Prompt { text: "x".into(), model: "acme/tour".into(), agent: "build".into() };
+    assert_eq!(world.agent.prompt(prompt).await.unwrap_err().code.wire().0, "RESOURCE_EXHAUSTED");
+    std::fs::remove_file(&filler).unwrap();
+    assert_eq!(world.until_turn_ended().await, TurnOutcome::Completed);
+    assert!(world.texts().contains("told while the disk was full"));
+    let told = |kind: &EventKind| matches!(kind, EventKind::AgentError { name, .. } if name == "JOURNAL_FULL").then_some(());
+    if !world.told.iter().any(|kind| told(kind).is_some()) {
+        world.until("word of the full disk", told).await;
+    }
+    answers(&mut world, &mut model).await;
+    world.agent.shutdown(Duration::from_secs(10)).await;
+    assert!(run(&["umount", "--lazy"]).unwrap().success());
+}
+
+/// Prompts until one is refused, since nothing can be recorded.
+async fn until_stuck(world: &World) {
+    let stuck = timeout(LONG, async {
+        loop {
+            let prompt = Prompt { text: "x".into(), model: "acme/tour".into(), agent: "build".into() };
+            if world.agent.prompt(prompt).await.is_err() {
+                return;
+            }
+        }
+    });
+    assert!(stuck.await.is_ok(), "the disk never filled");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,6 +72,7 @@ impl World {
             agent_home: at("home"),
             agent_uid: None,
             opencode,
+            journal_max_bytes: 8 << 20,
         };
         // An earlier agent of this folder ends by itself when its handle is dropped.
         let journal = timeout(LONG, async {

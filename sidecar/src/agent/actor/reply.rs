@@ -27,6 +27,10 @@ impl Actor {
 
     pub(super) fn prompt(&mut self, prompt: Prompt, reply: Reply<Prompted>) {
         let checked = self.client().and_then(|client| {
+            if self.waiting.is_stuck() {
+                let message = "the session's disk takes nothing, so what the agent does could not be recorded: free some space there, then send the prompt again";
+                return Err(ApiError::new(ErrorCode::ResourceExhausted, message));
+            }
             let known =
                 |provider: &str| self.wanted.as_ref().is_some_and(|wanted| wanted.providers.iter().any(|known| known.id == provider));
             match split_model(&prompt.model) {
