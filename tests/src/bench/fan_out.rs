@@ -8,6 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use openagent_core::config::{OnShutdown, PoolConfig};
 use openagent_core::event::EventKind;
 use openagent_core::id::SessionId;
@@ -31,6 +35,7 @@ use openagentd::session::{SessionRegistry, Shared};
 use openagentd::store::{SessionRecord, Store};
 use openagentd::task::Tasks;
 use openagentd::vault::Vault;
+use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
@@ -97,12 +102,32 @@ pub async fn measure(report: &mut Report) -> Result<()> {
         raw.push((last? - began).as_secs_f64());
     }
     report.compare("1,000 events of 8 KiB at once to 50 clients, all received", &Series::new(own), &Series::new(raw), "s");
-    drop((ours, theirs, sockets));
+    drop(ours);
+
+    let mut plain = Side::undecoded(&daemon).await?;
+    let (mut own, mut raw) = (vec![], vec![]);
+    for round in 0..=3 {
+        let began = Instant::now();
+        let (appended, last) = tokio::join!(daemon.append(EVENTS), plain.until_all_have(EVENTS));
+        appended?;
+        let took = (last? - began).as_secs_f64();
+        let began = Instant::now();
+        let (sent, last) = tokio::join!(send_raw(&mut file, &mut sockets, EVENTS), theirs.until_all_have(EVENTS));
+        sent?;
+        let last = last?;
+        // The first round makes connections and buffers warm.
+        if round > 0 {
+            own.push(took);
+            raw.push((last - began).as_secs_f64());
+        }
+    }
+    report.compare("the same, received by clients that do not decode", &Series::new(own), &Series::new(raw), "s");
+    drop((plain, theirs, sockets));
     daemon.end().await;
     report.note(
         "Fan-out: the daemon's store, event log and gRPC service run inside the bench, with 50 clients that each have their own connection to its Unix \
-         socket and decode every event; an event is durable before it is sent. Clients share the cores with the daemon, so what they cost is in the \
-         numbers: 1,000 events at once are 400 MB to encode, copy and decode. Raw writes each event to a file, makes it durable (`fdatasync`), and \
+         socket and decode every event (in the last row they only count messages); an event is durable before it is sent. Clients share the cores with the daemon, so what they cost is in the \
+         numbers: 1,000 events at once, appended by tens as a journal gives them, are 100 commits and 400 MB to copy and decode. Raw writes each event to a file, makes it durable (`fdatasync`), and \
          writes the same bytes to 50 Unix socket pairs read in the same process, without framing or encoding.",
     );
     Ok(())
@@ -208,7 +233,8 @@ impl Daemon {
     }
 }
 
-fn record(id: &SessionId) -> SessionRecord {
+/// A stored session that was stopped.
+pub fn record(id: &SessionId) -> SessionRecord {
     let session = Session {
         id: id.clone(),
         title: "bench".to_owned(),
@@ -258,6 +284,41 @@ impl Side {
         Ok(Self { reports, _readers: readers })
     }
 
+    /// Clients that speak HTTP/2 and count messages, but do not look into them: what they cost is closer to what the raw side's cost.
+    async fn undecoded(daemon: &Daemon) -> Result<Self> {
+        let (report, reports) = mpsc::channel(CLIENTS * EVENTS);
+        let mut readers = JoinSet::new();
+        let after_seq = daemon.log.info(&daemon.session).await.context("ask for the end of the history")?.last_seq;
+        for _ in 0..CLIENTS {
+            let stream = UnixStream::connect(&daemon.socket).await.context("connect")?;
+            let (mut sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.context("greet the daemon")?;
+            readers.spawn(async move { drop(connection.await) });
+            let asked = SubscribeRequest { session_id: SESSION.to_owned(), after_seq, follow: true, ..Default::default() }.encode_to_vec();
+            let head = u32::try_from(asked.len()).context("the request is short")?.to_be_bytes();
+            let body = Full::new(Bytes::from([&[0], &head[..], &asked].concat()));
+            let request = http::Request::post("http://daemon/openagent.v1.EventService/Subscribe")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(body)
+                .context("make a request")?;
+            let mut body = sender.send_request(request).await.context("subscribe")?.into_body();
+            let report = report.clone();
+            readers.spawn(async move {
+                let _sender = sender;
+                let mut messages = Messages::default();
+                while let Some(Ok(frame)) = body.frame().await {
+                    for _ in 0..frame.data_ref().map_or(0, |data| messages.take(data)) {
+                        if report.send(Instant::now()).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+        Ok(Self { reports, _readers: readers })
+    }
+
     fn sockets() -> Result<(Vec<UnixStream>, Self)> {
         let (report, reports) = mpsc::channel(CLIENTS * EVENTS);
         let mut readers = JoinSet::new();
@@ -286,6 +347,37 @@ impl Side {
             last = last.max(Some(report.context("every reader ended")?));
         }
         last.context("no event was waited for")
+    }
+}
+
+/// Counts the events in a stream of messages, each of which has a head: a byte, and its length in four.
+#[derive(Default)]
+struct Messages {
+    head: [u8; 5],
+    head_bytes: usize,
+    body_bytes: usize,
+}
+
+impl Messages {
+    /// Takes bytes; answers how many messages of an event's size end in them.
+    fn take(&mut self, data: &[u8]) -> usize {
+        let (mut at, mut events) = (0, 0);
+        while at < data.len() {
+            if self.head_bytes < self.head.len() {
+                self.head[self.head_bytes] = data[at];
+                (self.head_bytes, at) = (self.head_bytes + 1, at + 1);
+                continue;
+            }
+            let [_, length @ ..] = self.head;
+            let length = u32::from_be_bytes(length) as usize;
+            let taken = (data.len() - at).min(length - self.body_bytes);
+            (self.body_bytes, at) = (self.body_bytes + taken, at + taken);
+            if self.body_bytes == length {
+                events += usize::from(length > EVENT_BYTES);
+                (self.head_bytes, self.body_bytes) = (0, 0);
+            }
+        }
+        events
     }
 }
 

@@ -10,6 +10,7 @@ mod memory;
 mod proc;
 mod raw;
 mod report;
+mod scale;
 mod start;
 
 use std::path::PathBuf;
@@ -37,10 +38,12 @@ enum Part {
     Memory,
     /// One event to many clients
     FanOut,
+    /// Many sessions, stored and live
+    Scale,
 }
 
 impl Part {
-    const ALL: [Self; 5] = [Self::StartDocker, Self::StartLocal, Self::Latency, Self::Memory, Self::FanOut];
+    const ALL: [Self; 6] = [Self::StartDocker, Self::StartLocal, Self::Latency, Self::Memory, Self::FanOut, Self::Scale];
 }
 
 #[derive(Parser)]
@@ -49,6 +52,9 @@ struct Options {
     /// Measured starts of each side
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// Share of the full numbers of sessions, for a short run
+    #[arg(long, default_value_t = 1.0)]
+    share: f64,
     /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
@@ -78,6 +84,7 @@ async fn measure(options: &Options) -> Result<()> {
             }
             Part::Memory => memory::measure(&mut report).await?,
             Part::FanOut => fan_out::measure(&mut report).await?,
+            Part::Scale => scale::measure(options.share, &mut report).await?,
         }
     }
     report.note(NOT_COVERED);

@@ -90,8 +90,9 @@ fn resident(pids: &[u32]) -> Result<Series> {
     Ok(Series::new(values))
 }
 
+/// Resident memory of processes, and their share of it in brackets.
 #[allow(clippy::cast_precision_loss, reason = "memory of a process in KiB")]
-fn shown(pids: &[u32]) -> Result<String> {
+pub fn shown(pids: &[u32]) -> Result<String> {
     let resident = resident(pids).context("read memory")?;
     let shares: Option<Vec<f64>> = pids.iter().map(|pid| proc::memory(*pid).ok()?.proportional.map(|kib| kib as f64 / 1024.0)).collect();
     let size = if pids.len() == 1 { format!("{:.1} MiB", resident.median()) } else { resident.spread("MiB") };

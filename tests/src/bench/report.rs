@@ -37,6 +37,12 @@ impl Series {
         format!("{:.digits$} ({first:.digits$} - {last:.digits$}) {unit}", self.median())
     }
 
+    /// `p50 X, p95 Y unit`.
+    pub fn quantiles(&self, unit: &str) -> String {
+        let digits = digits(self.median());
+        format!("p50 {:.digits$}, p95 {:.digits$} {unit}", self.median(), self.quantile(0.95))
+    }
+
     /// `p50 X, p99 Y, most Z unit`.
     pub fn tail(&self, unit: &str) -> String {
         let digits = digits(self.median());
