@@ -1,6 +1,6 @@
 //! `openagent-sidecar`: process 1 of a session's container, and the bridge into it.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -67,6 +67,9 @@ fn main() -> ExitCode {
 fn run_serve() -> anyhow::Result<ExitCode> {
     // Before anything else, and before there is a thread.
     confine::harden_self().context("cannot protect this process from others")?;
+    if std::env::var_os(env::START_GATE).is_some() && io::stdin().read(&mut [0]).context("cannot read standard input")? == 0 {
+        return Ok(ExitCode::FAILURE);
+    }
     let filter = EnvFilter::try_from_env("OPENAGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
     let settings = Settings::read(|name| std::env::var(name).ok())?;
