@@ -180,7 +180,7 @@ async fn no_engine() {
     drop(std::os::unix::net::UnixListener::bind(&nowhere).expect("the folder is ours"));
     world.start().await;
     let said = failed(&world.cli(&["new", "-m", MODEL]).await, 1);
-    holds(&said.error, &["engine does not answer"]);
+    holds(&said.error, &[&nowhere, "cannot be reached"]);
     holds(&said.hint, &["start it"]);
     world.stop().await;
 }
@@ -399,7 +399,7 @@ async fn a_store_that_is_damaged_or_belongs_to_somebody_else() {
         for _ in 0..2 {
             let said = failed(&world.cli(&["ls"]).await, 1);
             holds(&said.error, &["state/db"]);
-            holds(&said.hint, &["from a backup", "move it away"]);
+            holds(&said.hint, &["openagent daemon restore", "away to start afresh"]);
         }
         std::fs::remove_dir_all(&db).expect("it is ours");
         copy_folder(&backup, &db);

@@ -363,11 +363,11 @@ impl Actor {
     }
 
     fn begin(&mut self, id: InstanceId, step: Step) {
-        if step == Step::Image {
+        if step == Step::Admission {
             self.record.instance = Some(Instance::provisioning(id.clone(), self.record.session.driver.clone(), clock::now()));
         }
         let claimed = step == Step::Workspace && self.claimed.is_some();
-        if (step == Step::Image || claimed)
+        if (step == Step::Admission || claimed)
             && let Some(instance) = self.record.instance.clone()
         {
             self.tell(EventKind::Instance { instance });

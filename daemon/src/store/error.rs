@@ -121,13 +121,14 @@ impl StoreError {
             Self::NewerFormat { path, .. } => {
                 ("STORE_NEWER", format!("install the newer version of OpenAgent again, or move {} away to start afresh", path.display()))
             }
-            Self::Corrupt { path, .. } => {
-                ("STORE_CORRUPT", format!("restore a backup: openagentd restore FILE; or move {} away to start afresh", path.display()))
-            }
+            Self::Corrupt { path, .. } => (
+                "STORE_CORRUPT",
+                format!("restore a backup: openagent daemon restore FILE; or move {} away to start afresh", path.display()),
+            ),
             Self::Behind { path, .. } => (
                 "STORE_CORRUPT",
                 format!(
-                    "restore a backup: openagentd restore FILE; or delete {} to go on with what is left",
+                    "restore a backup: openagent daemon restore FILE; or delete {} to go on with what is left",
                     path.join(WITNESS_FILE).display()
                 ),
             ),
@@ -139,7 +140,7 @@ impl StoreError {
                 ("STORE_FAILED", "look for a full or failing disk, then restart: openagent daemon stop".to_owned())
             }
             Self::BackupRuns => ("BUSY", "wait until it is done".to_owned()),
-            Self::BadRecord { .. } => ("STORE_CORRUPT", "restore a backup: openagentd restore FILE".to_owned()),
+            Self::BadRecord { .. } => ("STORE_CORRUPT", "restore a backup: openagent daemon restore FILE".to_owned()),
             Self::UnknownSession(_) => ("SESSION_NOT_FOUND", "list sessions with: openagent ls".to_owned()),
             Self::CursorBeyondEnd { .. } => ("CURSOR_BEYOND_END", "subscribe from 0 to read the whole history".to_owned()),
             Self::EventTooLarge { .. } => ("EVENT_TOO_LARGE", String::new()),
