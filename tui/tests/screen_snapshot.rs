@@ -243,7 +243,7 @@ fn the_tour_is_offered() {
 #[test]
 fn every_screen_fits_the_smallest_sizes() {
     for (width, height) in [(1, 1), (3, 2), (10, 4), (40, 12), (99, 5), (100, 3)] {
-        for keys in ["", "n", "n\t", "?", "K", "u", "i", "d", "r", "e", "/x", "K\n"] {
+        for keys in ["", "n", "n\t", "?", "K", "u", "i", "d", "s", "v", "r", "e", "/x", "K\n"] {
             let mut state = connected(width, height, sessions());
             for letter in keys.chars() {
                 press(
@@ -264,6 +264,14 @@ fn every_screen_fits_the_smallest_sizes() {
         let mut state = connected(width, height, sessions());
         press(&mut state, KeyCode::Enter);
         feed(&mut state, 6, vec![EventKind::PermissionAsked { request: permission("per_1", "ls") }]);
+        drawn(&mut state);
+        let store = Some(v1::StoreStatus { writable: false, fault: None });
+        update(
+            &mut state,
+            Input::Answer(Answer::Status(Ok(Box::new(v1::GetStatusResponse { store, ..v1::GetStatusResponse::default() })))),
+        );
+        drawn(&mut state);
+        update(&mut state, Input::Watch(Watch::Lost(ClientError::new(Kind::Unreachable, "gone", ""), 1_000)));
         drawn(&mut state);
     }
 }

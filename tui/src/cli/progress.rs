@@ -89,7 +89,11 @@ pub(super) async fn until_ready(client: &Client, id: &SessionId, after: u64) -> 
     let mut patience = Patience::default();
     let end = loop {
         let before = waiting.cursor;
-        match waiting.watch().await {
+        let watched = tokio::select! {
+            watched = waiting.watch() => watched,
+            _ = tokio::signal::ctrl_c() => break Err(left(id).into()),
+        };
+        match watched {
             Ok(()) => break Ok(()),
             Err(error) => {
                 if waiting.cursor != before {
@@ -103,6 +107,13 @@ pub(super) async fn until_ready(client: &Client, id: &SessionId, after: u64) -> 
     };
     waiting.progress.end();
     end
+}
+
+/// Nobody waits any more, but the session does not mind.
+fn left(id: &SessionId) -> ClientError {
+    let short = short_id(id);
+    let hint = format!("wait for it: openagent wait {short} --until active, or end it: openagent stop {short}");
+    ClientError::new(Kind::Failed, format!("interrupted; session {short} goes on being started"), hint)
 }
 
 struct Waiting<'a> {

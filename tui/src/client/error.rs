@@ -182,6 +182,11 @@ mod tests {
             (Code::ResourceExhausted, "LIMIT", 1),
             (Code::Unavailable, "AGENT_RESTARTS", 1),
             (Code::Internal, "BUG", 1),
+            (Code::ResourceExhausted, "STORE_FULL", 1),
+            (Code::DataLoss, "STORE_CORRUPT", 1),
+            (Code::FailedPrecondition, "OVER_BUDGET", 1),
+            (Code::FailedPrecondition, "SESSION_SETTLING", 1),
+            (Code::DataLoss, "KEY_UNREADABLE", 4),
         ];
         for (code, reason, exit) in table {
             assert_eq!(ClientError::from(status(code, reason)).exit_code() as u8, exit, "{code:?} {reason}");

@@ -96,6 +96,15 @@ fn mark(state: &State, session: &SessionView) -> Span<'static> {
     Span::styled(if unread { "*" } else { " " }, state.theme.warn())
 }
 
+/// A session's title in as many columns, with how many others are there.
+fn titled(state: &State, session: &SessionView, columns: usize) -> String {
+    let here = match state.others(session).len() {
+        0 => String::new(),
+        others => format!(" +{others}"),
+    };
+    pad(&format!("{}{here}", fit(&title(session), columns.saturating_sub(here.len()))), columns)
+}
+
 /// What a session does and how that looks: pale where it is only what it last was known to do.
 fn doing(state: &State, session: &SessionView, style: Style) -> (String, Style) {
     match unreachable(session, state.now) {
@@ -118,7 +127,7 @@ fn wide(state: &State, session: &SessionView, width: u16) -> Line<'static> {
         age(session.updated_at, state.now)
     );
     let used = 4 + ACTIVITY_COLUMNS + 1 + MODEL_COLUMNS + 1 + tail.len();
-    let title = pad(&title(session), usize::from(width).saturating_sub(used));
+    let title = titled(state, session, usize::from(width).saturating_sub(used));
     Line::from(vec![
         Span::styled(format!("{symbol} "), style),
         mark(state, session),
@@ -138,7 +147,7 @@ fn narrow(state: &State, session: &SessionView, width: u16) -> Vec<Line<'static>
     let first = Line::from(vec![
         Span::styled(format!("{symbol} "), style),
         mark(state, session),
-        Span::raw(pad(&title(session), room)),
+        Span::raw(titled(state, session, room)),
         Span::styled(format!("{age:>4} "), theme.dim()),
     ]);
     let usage = format!("{} {}", count(session.usage.tokens.total()), money(session.usage.cost_micros));
