@@ -49,6 +49,9 @@ pub mod env {
     pub const OPENCODE: &str = "OPENAGENT_OPENCODE";
     /// Largest size of the journal, in bytes: from 8 MiB to 1 TiB. Absent: 64 MiB.
     pub const JOURNAL_MAX_BYTES: &str = "OPENAGENT_JOURNAL_MAX_BYTES";
+    /// Set: the sidecar begins only once a byte is on its standard input, and ends where that ends without one. Whoever starts it has then recorded who it is: a
+    /// starter that dies before leaves nobody whom nobody knows.
+    pub const START_GATE: &str = "OPENAGENT_START_GATE";
 }
 
 /// Paths of the control API.

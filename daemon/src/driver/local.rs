@@ -34,7 +34,7 @@ use openagent_core::session::{Fault, WorkspaceSource};
 use openagent_proto::sidecar::env;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 
 use super::link::{self, Entry, Links, Pauses};
@@ -288,7 +288,8 @@ impl LocalDriver {
         command.env(env::AGENT_HOME, place.join("home"));
         command.env(env::OPENCODE, &self.options.opencode);
         command.env(env::JOURNAL_MAX_BYTES, self.options.journal_max_bytes.to_string());
-        command.current_dir(&place).stdin(Stdio::null()).stdout(log.0).stderr(log.1);
+        command.env(env::START_GATE, "1");
+        command.current_dir(&place).stdin(Stdio::piped()).stdout(log.0).stderr(log.1);
         // It outlives the daemon, and a Ctrl-C in the daemon's terminal is not meant for it.
         command.process_group(0).kill_on_drop(false);
         let mut child = command.spawn().map_err(|error| {
@@ -296,10 +297,14 @@ impl LocalDriver {
             Fault::new("SIDECAR_MISSING", message, "install openagent-sidecar next to openagentd")
         })?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).expect("a child that was not waited for has its id");
+        let gate = child.stdin.take().map(ChildStdin::into_owned_fd);
         let recorded = write_record(&folder.join("process.json"), &Identity::of_child(pid));
         if recorded.is_err() {
             // Nobody would find it again.
             let _ended = child.start_kill();
+        } else if let Some(Ok(gate)) = gate {
+            // It begins only now that it is found again; a daemon that is killed before leaves it the end of its input. One that has ended already is reaped.
+            let _ended = File::from(gate).write_all(b"\n");
         }
         self.reap(session, instance.clone(), child);
         recorded

@@ -56,9 +56,12 @@ else
   command -v git > /dev/null || { echo 'git is missing' >&2; exit 3; }
   found=changed
   [ -e .git ] || { git init -q -b main; found=made; }
-  git rev-parse -q --verify HEAD > /dev/null ||
+  git rev-parse -q --verify HEAD > /dev/null || {
+    # Of one that was killed while it did this: nobody else locks a repository that has no commit.
+    rm -f .git/*.lock .git/refs/heads/*.lock
     git -c core.hooksPath=/dev/null -c commit.gpgSign=false -c user.name=OpenAgent -c user.email=openagent@localhost \
       commit -q --allow-empty -m 'Start of the session'
+  }
 fi
 for name in .opencode .claude .agents; do [ ! -e "$name" ] || found=changed; done
 echo "$found"
