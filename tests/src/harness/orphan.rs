@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bollard::models::ContainerSummary;
 use bollard::query_parameters::{
     ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder,
 };
@@ -172,11 +173,19 @@ impl World {
             let sidecars = self.sidecars().into_iter().filter(|(_, session, _)| ended.contains(session));
             return sidecars.map(|(instance, session, _)| format!("instance {instance} of {session}, which does not run")).collect();
         }
+        let sessions = self.list_running().await.into_iter().filter_map(|container| container.labels?.remove("dev.openagent.session"));
+        sessions.filter(|session| ended.contains(session)).map(|session| format!("a container of {session}, which does not run")).collect()
+    }
+
+    async fn list_running(&self) -> Vec<ContainerSummary> {
         let filters = HashMap::from([("label".to_owned(), vec![self.label()])]);
         let running = ListContainersOptionsBuilder::default().filters(&filters).build();
-        let running = self.engine().list_containers(Some(running)).await.expect("the engine answers");
-        let sessions = running.into_iter().filter_map(|container| container.labels?.remove("dev.openagent.session"));
-        sessions.filter(|session| ended.contains(session)).map(|session| format!("a container of {session}, which does not run")).collect()
+        self.engine().list_containers(Some(running)).await.expect("the engine answers")
+    }
+
+    /// Ids of this world's containers that run, frozen ones among them.
+    pub(super) async fn running_containers(&self) -> Vec<String> {
+        self.list_running().await.into_iter().filter_map(|container| container.id).collect()
     }
 
     /// Removes by force what is left of this world: for tests that have failed.

@@ -124,6 +124,33 @@ impl Witness {
         .await;
     }
 
+    /// Whether it is connected, as far as it has seen.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Number of the last event that it has.
+    #[must_use]
+    pub const fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Goes away.
+    pub fn disconnect(&mut self) {
+        self.stream = None;
+    }
+
+    /// Receives what comes until `bound` is over or the connection breaks.
+    ///
+    /// # Panics
+    /// When it is not what must come next.
+    pub async fn take_for(&mut self, bound: std::time::Duration) {
+        let taking = async { while self.stream.is_some() && self.next().await.is_some() {} };
+        // Either is good: the time is over, or the connection.
+        let _ = tokio::time::timeout(bound, taking).await;
+    }
+
     /// Receives what still comes until the connection breaks: what was on its way when the daemon was killed.
     ///
     /// # Panics
