@@ -17,7 +17,7 @@ use openagent_core::event::EventKind;
 use openagent_core::id::SessionId;
 use openagent_core::time::Timestamp;
 use openagentd::event::{EventLog, Item};
-use openagentd::store::Store;
+use openagentd::store::{Store, StoreError, verify_offline};
 use support::{copy, history, opener, shipped};
 
 const AT: Timestamp = Timestamp::from_millis(1_795_336_693_531);
@@ -216,6 +216,8 @@ async fn the_witness_is_exact_after_a_kill_and_its_loss_is_survived() {
     // The store of one commit before, with the witness of the last one: one commit is missing.
     let state = frozen.path().join("38");
     fs::copy(frozen.path().join("39/db/witness"), state.join("db/witness")).unwrap();
+    let told = verify_offline(&state.join("db"), &opener(&state.join("none"))).unwrap_err();
+    assert!(matches!(told, StoreError::Behind { .. }), "{told:?}");
     let refused = Store::open(state.join("db")).await.unwrap_err();
     assert!(refused.to_string().contains("1 acknowledged"), "{refused}");
     let fault = refused.fault();

@@ -18,13 +18,16 @@ use nix::fcntl::{Flock, FlockArg};
 use sled::{Batch, Db};
 
 use super::record::{self, Name, Table};
-use super::witness::Witness;
+use super::witness::{self, Witness};
 use super::{StoreError, migrate, restore};
 
 /// Format of the store as a whole. Newer ones are refused, older ones migrated.
 ///
 /// 1: as first shipped. 2: counts its commits (see [`super::witness`]), and histories may begin later than at 1.
 pub(super) const FORMAT: u64 = 2;
+
+/// The first format that counts its commits.
+const COUNTED_FORMAT: u64 = 2;
 
 /// What the lock's file holds once the store was made.
 const MADE: &[u8] = b"a store is here\n";
@@ -75,7 +78,12 @@ pub(super) fn open_to_look(path: &Path) -> Result<(Db, u64, Flock<File>), StoreE
     }
     let db = open_sled(path)?;
     match check_format(path, &db, true)? {
-        Found::Format(format) => Ok((db, format, lock)),
+        Found::Format(format) => {
+            if format >= COUNTED_FORMAT {
+                witness::check(path, &db)?;
+            }
+            Ok((db, format, lock))
+        }
         Found::Nothing => Err(StoreError::Corrupt { path: path.to_owned(), what: "it is empty".to_owned() }),
     }
 }

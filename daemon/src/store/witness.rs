@@ -51,15 +51,7 @@ impl Witness {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path.join(FILE));
         let file = file.map_err(|e| StoreError::io(step, e))?;
         let known = read(&file).map_err(|e| StoreError::io(step, e))?;
-        match known {
-            Known::Commits(known) if known > commits => {
-                return Err(StoreError::Behind { path: path.to_owned(), found: commits, known });
-            }
-            Known::Damaged => {
-                return Err(StoreError::Corrupt { path: path.to_owned(), what: format!("its file {FILE} makes no sense") });
-            }
-            Known::Commits(_) | Known::Nothing => {}
-        }
+        compare(path, commits, &known)?;
         if matches!(known, Known::Nothing) && commits > 0 {
             tracing::warn!(path = %path.display(), commits, "the store has no witness (any more); what is in it is taken for all there was");
         }
@@ -97,6 +89,25 @@ impl Witness {
         self.file.sync_data().map_err(|e| StoreError::io("make its witness durable", e))?;
         self.durable = self.commits;
         Ok(())
+    }
+}
+
+/// Compares a store that is only looked at with its witness, if it has one.
+pub(super) fn check(path: &Path, db: &Db) -> Result<(), StoreError> {
+    let failed = |e| StoreError::io("read its witness", e);
+    let known = match File::open(path.join(FILE)) {
+        Ok(file) => read(&file).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Known::Nothing,
+        Err(error) => return Err(failed(error)),
+    };
+    compare(path, counter(db)?.1, &known)
+}
+
+fn compare(path: &Path, commits: u64, known: &Known) -> Result<(), StoreError> {
+    match *known {
+        Known::Commits(known) if known > commits => Err(StoreError::Behind { path: path.to_owned(), found: commits, known }),
+        Known::Damaged => Err(StoreError::Corrupt { path: path.to_owned(), what: format!("its file {FILE} makes no sense") }),
+        Known::Commits(_) | Known::Nothing => Ok(()),
     }
 }
 
