@@ -95,7 +95,7 @@ impl BackupError {
             Self::Newer { .. } => ("BACKUP_NEWER", "install the newer version of OpenAgent; the store was left as it is"),
             Self::OtherMasterKey { .. } => (
                 "MASTER_KEY_MISSING",
-                "put the master key file of that machine here, or leave the keys out: openagentd restore --without-keys FILE",
+                "put the master key file of that machine here, or leave the keys out: openagent daemon restore --without-keys FILE",
             ),
         };
         let message = match self {
