@@ -163,6 +163,21 @@ fn a_request_does_not_take_the_keys_from_somebody_who_writes() {
 }
 
 #[test]
+fn what_was_answered_here_is_told_with_what_it_was_about_whichever_news_comes_first() {
+    let mut state = asked("rm -rf target");
+    update(&mut state, Input::Answer(Answer::Replied("per_1".to_owned().try_into().unwrap(), Ok(()))));
+    assert!(state.ask().is_none());
+    let answered = EventKind::PermissionAnswered {
+        id: "per_1".to_owned().try_into().unwrap(),
+        response: PermissionResponse::Once,
+        by: "me".into(),
+        reason: None,
+    };
+    update(&mut state, Input::Follow(session_id(6), Watch::Item(StreamItem::Event(Event { seq: 2, at: at(1), kind: answered }))));
+    assert!(drawn(&mut state).to_string().contains("allowed once by me: bash rm -rf target"));
+}
+
+#[test]
 fn a_rejection_can_carry_a_reason() {
     let mut state = asked("rm -rf /");
     later(&mut state, 5);

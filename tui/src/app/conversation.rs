@@ -158,6 +158,15 @@ enum Place {
     Inside(usize, usize),
 }
 
+/// What is remembered of a request until its answer is recorded.
+#[derive(Debug)]
+struct Asked {
+    text: String,
+    /// The conversation and the kind of tool that wait for it, where it is a permission.
+    tool: Option<(ConversationId, String)>,
+    at: Timestamp,
+}
+
 impl Place {
     /// Index of the entry that it is, or is in.
     const fn top(self) -> usize {
@@ -195,9 +204,9 @@ pub struct Conversation {
     spent_by: HashMap<MessageId, Usage>,
     subagents: HashMap<ConversationId, usize>,
     told_prompts: HashSet<PartId>,
-    /// Tools that run, and since when what they ask for waits.
+    /// Tools that run, and what was asked and not answered yet.
     running: HashSet<PartId>,
-    asked_at: HashMap<RequestId, Timestamp>,
+    asked: HashMap<RequestId, Asked>,
     turn_start: usize,
     told_errors: HashSet<String>,
     status: Option<Status>,
@@ -226,7 +235,7 @@ impl Conversation {
             subagents: HashMap::new(),
             told_prompts: HashSet::new(),
             running: HashSet::new(),
-            asked_at: HashMap::new(),
+            asked: HashMap::new(),
             turn_start: 0,
             told_errors: HashSet::new(),
             status: None,
@@ -314,18 +323,14 @@ impl Conversation {
                     }
                 });
             }
-            EventKind::PermissionAsked { request } => {
-                self.asked_at.insert(request.id.clone(), at);
-                self.ask(PendingRequest::Permission(request));
-            }
-            EventKind::QuestionAsked { request } => self.ask(PendingRequest::Question(request)),
+            EventKind::PermissionAsked { request } => self.ask(PendingRequest::Permission(request), at),
+            EventKind::QuestionAsked { request } => self.ask(PendingRequest::Question(request), at),
             EventKind::PermissionAnswered { id, response, by, reason } => {
-                self.tool_waited(&id, at);
-                let asked = self.answered(id.as_str());
+                let asked = self.answered(&id, at);
                 self.add(EntryKind::Answered { asked, answer: Answer::Permission(response, reason), by });
             }
             EventKind::QuestionAnswered { id, answers, by } => {
-                let asked = self.answered(id.as_str());
+                let asked = self.answered(&id, at);
                 let answer = answers.map_or(Answer::Dismissed, |answers| {
                     Answer::Chosen(answers.iter().map(|chosen| chosen.join(", ")).collect::<Vec<_>>().join("; "))
                 });
@@ -401,6 +406,8 @@ impl Conversation {
     fn session_changed(&mut self, status: Status, fault: Option<Fault>, title: String) {
         if matches!(status, Status::Stopped | Status::Error) {
             self.asks.clear();
+            self.asked.clear();
+            self.running.clear();
             self.busy = None;
         }
         let news = self.status != Some(status) && self.status.is_some() || fault.is_some();
@@ -456,7 +463,7 @@ impl Conversation {
         self.busy = Some(Busy::Rest);
         self.asks.clear();
         self.running.clear();
-        self.asked_at.clear();
+        self.asked.clear();
         match &outcome {
             TurnOutcome::Completed => {}
             TurnOutcome::Failed { message } if self.told_errors.contains(message) => {
@@ -568,17 +575,32 @@ impl Conversation {
         index
     }
 
-    fn ask(&mut self, request: PendingRequest) {
+    fn ask(&mut self, request: PendingRequest, at: Timestamp) {
+        let (text, tool) = match &request {
+            PendingRequest::Permission(request) => {
+                (format!("{} {}", request.permission, request.title), Some((request.conversation.clone(), request.permission.clone())))
+            }
+            PendingRequest::Question(request) => {
+                (request.questions.first().map(|question| question.text.clone()).unwrap_or_default(), None)
+            }
+        };
+        self.asked.insert(request.id().clone(), Asked { text, tool, at });
         self.asks.retain(|ask| ask.request.id() != request.id());
         self.asks.push(Pending { session: self.session.clone(), session_title: self.title.clone(), request });
     }
 
-    /// A permission was answered: the tool that asked for it did nothing meanwhile. Where several run, it is the only one of the kind that was asked for,
-    /// or not known.
-    fn tool_waited(&mut self, id: &RequestId, until: Timestamp) {
-        let Some(since) = self.asked_at.remove(id) else { return };
-        let Some(PendingRequest::Permission(request)) = self.asks.iter().map(|ask| &ask.request).find(|ask| ask.id() == id) else { return };
-        let (conversation, permission) = (request.conversation.clone(), request.permission.clone());
+    /// A request was answered; what it was about. Who answered it here took it off the list already.
+    fn answered(&mut self, id: &RequestId, at: Timestamp) -> String {
+        self.asks.retain(|ask| ask.request.id() != id);
+        let Some(asked) = self.asked.remove(id) else { return String::new() };
+        if let Some((conversation, permission)) = &asked.tool {
+            self.tool_waited(conversation, permission, at.millis_since(asked.at));
+        }
+        asked.text
+    }
+
+    /// The tool that asked for a permission did nothing meanwhile. Where several run, it is the only one of the kind that was asked for, or not known.
+    fn tool_waited(&mut self, conversation: &ConversationId, permission: &str, millis: u64) {
         let running: Vec<(Place, bool)> = self
             .running
             .iter()
@@ -586,7 +608,7 @@ impl Conversation {
             .filter_map(|place| {
                 let entry = self.part_in(*place)?;
                 let PartBody::Tool { tool, .. } = &entry.part.body else { return None };
-                (entry.part.conversation == conversation).then_some((*place, *tool == permission))
+                (entry.part.conversation == *conversation).then_some((*place, tool == permission))
             })
             .collect();
         let of_kind: Vec<Place> = running.iter().filter(|(_, fits)| *fits).map(|(place, _)| *place).collect();
@@ -595,15 +617,7 @@ impl Conversation {
             _ => return,
         };
         if let Some(entry) = self.part_at(asking) {
-            entry.waited_millis = entry.waited_millis.saturating_add(until.millis_since(since));
-        }
-    }
-
-    fn answered(&mut self, id: &str) -> String {
-        let Some(index) = self.asks.iter().position(|ask| ask.request.id().as_str() == id) else { return String::new() };
-        match self.asks.remove(index).request {
-            PendingRequest::Permission(request) => format!("{} {}", request.permission, request.title),
-            PendingRequest::Question(request) => request.questions.first().map(|question| question.text.clone()).unwrap_or_default(),
+            entry.waited_millis = entry.waited_millis.saturating_add(millis);
         }
     }
 
