@@ -11,6 +11,7 @@
 //! client         one WebSocket each, see `socket`
 //! ```
 
+mod history;
 mod ring;
 mod screen;
 pub mod socket;
@@ -70,7 +71,8 @@ pub struct Terminals {
 pub struct Terminal {
     id: TerminalId,
     created_at: Timestamp,
-    pid: i32,
+    /// Leader of its process session; none of a terminal of an earlier sidecar, which has ended.
+    pid: Option<i32>,
     state: Mutex<State>,
     /// Rung when anything of the state changed.
     doorbell: watch::Sender<()>,
@@ -80,10 +82,14 @@ pub struct Terminal {
 }
 
 impl Terminals {
-    /// No terminals yet.
+    /// The last terminals of the session's earlier instances, all ended.
     #[must_use]
     pub fn new(settings: Arc<Settings>, journal: Journal, tasks: Tasks) -> Self {
-        Self { settings, journal, tasks, all: Arc::default() }
+        let kept = history::load(&settings.state_dir)
+            .into_iter()
+            .map(|(about, output)| (about.id.clone(), Arc::new(Terminal::ended(about, &output))));
+        let all = Arc::new(Mutex::new(kept.collect()));
+        Self { settings, journal, tasks, all }
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<TerminalId, Arc<Terminal>>> {
@@ -166,7 +172,7 @@ impl Terminals {
         let terminal = Arc::new(Terminal {
             id,
             created_at: OffsetDateTime::now_utc().into(),
-            pid: child.pid(),
+            pid: Some(child.pid()),
             state: Mutex::new(State::new(size)),
             doorbell: watch::Sender::new(()),
             input,
@@ -202,6 +208,21 @@ impl Terminals {
         if let Err(error) = self.journal.record(EventKind::Terminal { id: terminal.id.clone(), exit_code: Some(code) }).await {
             tracing::error!(terminal = %terminal.id, %error, "the end of a terminal could not be recorded");
         }
+        let (about, output) = {
+            let state = terminal.state();
+            let Size { columns, rows } = state.size();
+            let (end_offset, output) = state.last(history::KEPT_MAX_BYTES);
+            let ended_at = OffsetDateTime::now_utc().into();
+            let (id, created_at) = (terminal.id.clone(), terminal.created_at);
+            (history::About { id, created_at, ended_at, columns, rows, exit_code: code, end_offset }, output)
+        };
+        let state_dir = self.settings.state_dir.clone();
+        // Before the end is shown: whoever closes all terminals before the sidecar ends waits for it.
+        match tokio::task::spawn_blocking(move || history::keep(&state_dir, &about, &output)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(terminal = %terminal.id, %error, "what a terminal showed could not be kept"),
+            Err(_) => tracing::error!(terminal = %terminal.id, "keeping what a terminal showed broke off"),
+        }
         terminal.state().end(code);
         terminal.doorbell.send_replace(());
         self.forget_oldest_ended();
@@ -222,15 +243,16 @@ impl Terminals {
         if terminal.state().exit_code().is_some() {
             return;
         }
-        process::signal_session(terminal.pid, Signal::SIGHUP);
+        let Some(pid) = terminal.pid else { return };
+        process::signal_session(pid, Signal::SIGHUP);
         // A stopped process would not hear of it otherwise.
-        process::signal_session(terminal.pid, Signal::SIGCONT);
-        if tokio::time::timeout(HANGUP_GRACE, terminal.ended()).await.is_err() {
-            process::signal_session(terminal.pid, Signal::SIGKILL);
-            terminal.ended().await;
+        process::signal_session(pid, Signal::SIGCONT);
+        if tokio::time::timeout(HANGUP_GRACE, terminal.until_ended()).await.is_err() {
+            process::signal_session(pid, Signal::SIGKILL);
+            terminal.until_ended().await;
         }
         // What ignored the hang-up and was not the shell itself.
-        process::signal_session(terminal.pid, Signal::SIGKILL);
+        process::signal_session(pid, Signal::SIGKILL);
     }
 
     /// Ends all terminals.
@@ -258,7 +280,22 @@ impl Terminal {
         }
     }
 
-    async fn ended(&self) {
+    /// A terminal of an earlier sidecar.
+    fn ended(about: history::About, output: &[u8]) -> Self {
+        let size = Size::clamped(about.columns, about.rows);
+        Self {
+            id: about.id,
+            created_at: about.created_at,
+            pid: None,
+            state: Mutex::new(State::ended_before(size, about.end_offset, output, about.exit_code)),
+            doorbell: watch::Sender::new(()),
+            // Nobody reads it: what is typed goes nowhere.
+            input: mpsc::channel(1).0,
+            size: watch::Sender::new(size),
+        }
+    }
+
+    async fn until_ended(&self) {
         let mut changes = self.doorbell.subscribe();
         while self.state().exit_code().is_none() && changes.changed().await.is_ok() {}
     }

@@ -6,7 +6,7 @@ use openagent_proto::v1::attach_terminal_response::Response as Told;
 use openagent_proto::v1::event::Kind;
 use openagent_tests::harness::client::within;
 use openagent_tests::harness::refusal::refused;
-use openagent_tests::harness::{Clients, Driver, PATIENCE, World};
+use openagent_tests::harness::{CANARY, Clients, Driver, PATIENCE, World};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
@@ -264,5 +264,26 @@ async fn what_cannot_be_opened_attached_or_typed_is_refused_and_closing_may_be_r
     refused(clients.terminal.open_terminal(opening(&id, "")).await, Code::FailedPrecondition, "NOT_RUNNING");
     refused(Attached::new(&mut clients, attach(&id, &again.id)).await, Code::FailedPrecondition, "NOT_RUNNING");
     clients.terminal.close_terminal(closing(&id, &again.id)).await.expect("it is closed");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_resumed_session_still_shows_what_was_done_in_its_terminals() {
+    let mut world = World::light().await;
+    world.start().await;
+    world.set_keys(CANARY).await;
+    let mut clients = world.clients().await;
+    let (id, mut events) = clients.active(MODEL).await;
+    let terminal = open(&mut clients, &id, "echo done before the stop; exec sleep 1000").await.id;
+    Attached::new(&mut clients, attach(&id, &terminal)).await.expect("it is there").until_shown("done before the stop").await;
+    clients.stop(&id).await;
+    assert!(listed(&mut clients, &id).await.is_empty(), "a stopped session has no terminals");
+    clients.resume(&id).await;
+    events.until_ready().await;
+    let kept = listed(&mut clients, &id).await;
+    assert_eq!(kept.iter().map(|kept| (kept.id.as_str(), kept.exit_code.is_some())).collect::<Vec<_>>(), [(terminal.as_str(), true)]);
+    let mut screen = Attached::new(&mut clients, attach(&id, &terminal)).await.expect("it can be looked at");
+    screen.until_shown("done before the stop").await;
+    screen.until_exited().await;
     world.end().await;
 }

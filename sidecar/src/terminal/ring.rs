@@ -15,6 +15,11 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// One that holds `bytes` as the last of an output of `end` bytes.
+    pub fn ending_at(end: u64, bytes: &[u8]) -> Self {
+        Self { kept: bytes.iter().copied().collect(), end: end.max(bytes.len() as u64) }
+    }
+
     /// Offset of the first byte that is kept.
     pub fn floor(&self) -> u64 {
         self.end - self.kept.len() as u64
@@ -62,6 +67,12 @@ mod tests {
         assert_eq!(ring.from(ring.end() - 2, 10).as_deref(), Some(&b"bc"[..]));
         assert_eq!(ring.from(ring.end(), 10).as_deref(), Some(&b""[..]));
         assert_eq!(ring.from(ring.end() + 1, 10), None);
+    }
+
+    #[test]
+    fn a_ring_that_goes_on_from_an_earlier_one_has_its_offsets() {
+        let ring = Ring::ending_at(10, b"end");
+        assert_eq!((ring.floor(), ring.end(), ring.from(7, 9).as_deref(), ring.from(6, 9)), (7, 10, Some(&b"end"[..]), None));
     }
 
     proptest! {

@@ -80,6 +80,21 @@ impl State {
         Self { ring: Ring::default(), screen: Screen::new(size), size, clients: BTreeMap::new(), writer: None, numbered: 0, ended: None }
     }
 
+    /// One whose output up to `end_offset` ended with `output`, and that exited with `code`.
+    pub fn ended_before(size: Size, end_offset: u64, output: &[u8], code: i32) -> Self {
+        let mut state = Self { ring: Ring::ending_at(end_offset, output), ..Self::new(size) };
+        state.screen.process(output);
+        state.end(code);
+        state
+    }
+
+    /// The last bytes of the output, `most` at most, with the offset behind them.
+    pub fn last(&self, most: usize) -> (u64, Bytes) {
+        let end = self.ring.end();
+        let from = end.saturating_sub(most as u64).max(self.ring.floor());
+        (end, self.ring.from(from, most).unwrap_or_default())
+    }
+
     pub fn output(&mut self, bytes: &[u8]) {
         self.ring.push(bytes);
         self.screen.process(bytes);
