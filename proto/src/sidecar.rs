@@ -397,7 +397,7 @@ pub struct StartAgent {
     pub providers: Vec<AgentProvider>,
     /// No session is at work yet: the agent comes up and gets its slow first prompt behind it, without a word in the journal. A later start without
     /// this takes it over, with the workspace as it is then; fast, unless what the agent is configured with has changed.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub warm: bool,
 }
 
