@@ -342,6 +342,7 @@ impl Actor {
     async fn risen(&mut self, risen: Result<Risen, ApiError>) {
         let Phase::Rising(rising) = std::mem::replace(&mut self.phase, Phase::Down) else { return };
         let Rising { start, replies, title, again, .. } = *rising;
+        let mut cause = AgentExit::Ended;
         let started = match risen {
             Ok(Risen::Warm(warm)) => {
                 let version = warm.version.clone();
@@ -363,7 +364,11 @@ impl Actor {
                 self.step("it accepts prompts");
                 Ok(version)
             }
-            Err(error) => {
+            Err(mut error) => {
+                if self.oom_kills_since() {
+                    error.message.push_str("; the sandbox ran out of memory: give the session more of it");
+                    cause = AgentExit::OutOfMemory;
+                }
                 tracing::error!(error = error.message, "the agent could not be started");
                 self.condition.send_modify(|condition| condition.running = false);
                 self.step("it could not be started");
@@ -373,7 +378,7 @@ impl Actor {
         match &started {
             Ok(_) => self.wanted = Some(start),
             // A first start that failed is left to whoever asked for it.
-            Err(_) if again => self.back_off(-1, AgentExit::Ended).await,
+            Err(_) if again => self.back_off(-1, cause).await,
             Err(_) => {}
         }
         if let Some(title) = title {
