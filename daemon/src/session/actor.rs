@@ -34,7 +34,7 @@ use super::presence::{AttachedTo, Everybody};
 use super::step::{CREDENTIALS, Yield};
 use super::{Command, INPUTS_MAX, PromptJob, SessionHandle, Shared, View};
 use crate::clock;
-use crate::event::{Item, LogInfo};
+use crate::event::Item;
 use crate::sidecar::{Credentials, SidecarClient};
 use crate::store::{SessionRecord, StoreError};
 use crate::vault::Versions;
@@ -48,6 +48,9 @@ const DRAIN_MAX: usize = 64;
 
 /// Time after which what could not be stored is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// Time after which the actor of a session at rest is let go: longer than whoever looks at one takes to do something with it.
+const RELEASE_AFTER: Duration = Duration::from_secs(30);
 
 /// Own events that are held while the store takes no writes; a session says little of its own then, since its ladder waits.
 const HELD_EVENTS_MAX: usize = 256;
@@ -88,6 +91,8 @@ pub enum Input {
     Attached,
     /// What could not be stored is to be tried again.
     StoreAgain,
+    /// Nothing was asked of a session without an instance for a while.
+    Unused,
 }
 
 /// How a session comes into being.
@@ -143,6 +148,8 @@ pub struct Actor {
     stale: bool,
     stop_grace: Duration,
     idle_at: Option<Instant>,
+    /// When the actor is not needed any more, if nobody asks for it until then.
+    release_at: Option<Instant>,
     events: Vec<(Timestamp, EventKind)>,
     fresh_journal: bool,
     store: bool,
@@ -152,22 +159,13 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Makes the actor of `record` and the hold on it. It must be given to a task as [`Actor::run`].
+    /// Makes the actor of the session that `view` shows and the hold on it. It must be given to a task as [`Actor::run`].
     #[must_use]
-    pub fn new(shared: Arc<Shared>, record: SessionRecord, info: LogInfo) -> (Self, SessionHandle) {
+    pub fn new(shared: Arc<Shared>, view: Arc<View>) -> (Self, SessionHandle) {
         let (sender, inputs) = mpsc::channel(INPUTS_MAX);
-        let id = record.session.id.clone();
-        let view = watch::Sender::new(Arc::new(View {
-            record: record.clone(),
-            activity: Activity::Quiet,
-            usage: info.usage,
-            updated_at: info.updated_at.unwrap_or(record.session.created_at),
-            last_seq: info.last_seq,
-            pending: vec![],
-            queue_position: 0,
-            unreachable_since: None,
-            attached: vec![],
-        }));
+        let id = view.record.session.id.clone();
+        let view = watch::Sender::new(view);
+        let record = view.borrow().record.clone();
         let client = watch::Sender::new(None);
         let handle = SessionHandle {
             id,
@@ -209,6 +207,7 @@ impl Actor {
             stale: false,
             stop_grace,
             idle_at: None,
+            release_at: None,
             events: vec![],
             fresh_journal: false,
             store: false,
@@ -219,9 +218,9 @@ impl Actor {
         (actor, handle)
     }
 
-    /// Runs until the session is removed or nobody holds it any more.
+    /// Runs until the session is removed, the daemon ends, or `release` lets the actor of a session at rest go, of which the view is all there is to know then.
     /// `raised` is told when the view is right for the first time.
-    pub async fn run(mut self, birth: Birth, raised: oneshot::Sender<()>) {
+    pub async fn run(mut self, birth: Birth, raised: oneshot::Sender<()>, release: impl Fn(&mpsc::Receiver<Input>) -> bool) {
         match birth {
             Birth::New => {
                 self.lifecycle(LifecycleInput::Start(new_instance()));
@@ -245,6 +244,9 @@ impl Actor {
         while !self.gone
             && let Some(input) = self.next().await
         {
+            if matches!(input, Input::Unused) && release(&self.inputs) {
+                return;
+            }
             self.apply(input);
             for _ in 1..DRAIN_MAX {
                 match self.inputs.try_recv() {
@@ -273,6 +275,7 @@ impl Actor {
             Ok(()) = self.attached.changed() => Some(Input::Attached),
             () = at(self.retry_at) => Some(Input::StoreAgain),
             () = at(self.idle_at) => Some(Input::IdleTimeout),
+            () = at(self.release_at) => Some(Input::Unused),
         }
     }
 
@@ -444,6 +447,13 @@ impl Actor {
         self.idle_at = armed.then(|| Instant::now() + Duration::from_millis(timeout));
     }
 
+    /// A stopped or failed session to which nothing happens needs no actor.
+    fn rearm_release(&mut self) {
+        let at_rest = matches!(self.record.lifecycle.state(), State::Stopped | State::Failed { .. });
+        let unused = at_rest && self.retry_at.is_none() && self.attached.borrow().is_empty();
+        self.release_at = unused.then(|| Instant::now() + RELEASE_AFTER);
+    }
+
     /// Makes durable, shows, and acts, in this order.
     async fn settle(&mut self) {
         let stored = self.make_durable().await;
@@ -455,7 +465,15 @@ impl Actor {
                     self.gone = true;
                     self.shared.directory.removed(&id);
                 }
-                Err(error) => tracing::error!(session = %id, %error, "the session's record cannot be removed"),
+                Err(error) => {
+                    if self.retry_at.is_none() {
+                        tracing::error!(session = %id, %error, "the session's record cannot be removed; it is tried again");
+                    }
+                    let fault = error.fault();
+                    for waiter in self.settled.drain(..) {
+                        let _ = waiter.send(Err(fault.clone()));
+                    }
+                }
             }
         }
         if !self.gone {
@@ -463,6 +481,7 @@ impl Actor {
         }
         let retry = !self.gone && (stored.is_err() || *self.record.lifecycle.state() == State::Removed);
         self.retry_at = retry.then(|| Instant::now() + STORE_RETRY);
+        self.rearm_release();
         if matches!(self.record.lifecycle.state(), State::Stopped | State::Failed { .. } | State::Resting) || self.gone {
             for waiter in self.settled.drain(..) {
                 let _ = waiter.send(stored.clone());
