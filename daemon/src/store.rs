@@ -61,7 +61,7 @@ struct Inner {
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     /// Of the writer, which dozes while the disk is full.
     waker: Thread,
-    condition: watch::Receiver<Condition>,
+    space: Arc<Space>,
     compacting: watch::Receiver<BTreeSet<SessionId>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     db: Db,
@@ -113,9 +113,8 @@ impl Store {
 
     fn open_now(path: PathBuf, reserve_bytes: u64) -> Result<Self, StoreError> {
         let opened = open::open(&path)?;
-        let space = Space::new(&path, reserve_bytes);
-        let condition = space.watch();
-        let ledger = Ledger::new(opened.db.clone(), opened.data, opened.witness, space)?;
+        let space = Arc::new(Space::new(&path, reserve_bytes));
+        let ledger = Ledger::new(opened.db.clone(), opened.data, opened.witness, Arc::clone(&space))?;
         let compacting = ledger.compaction.running();
         let (jobs, queue) = mpsc::channel(writer::QUEUE_JOBS);
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || writer::run(ledger, queue));
@@ -124,7 +123,7 @@ impl Store {
             path,
             jobs: Mutex::new(Some(jobs)),
             waker: thread.thread().clone(),
-            condition,
+            space,
             compacting,
             writer: Mutex::new(Some(thread)),
             db: opened.db,
@@ -147,7 +146,9 @@ impl Store {
     /// Whether it can be written, now and whenever that changes.
     #[must_use]
     pub fn condition(&self) -> watch::Receiver<Condition> {
-        self.0.condition.clone()
+        // The writer looks when it writes: nothing may have been written since the disk became full.
+        self.0.space.look();
+        self.0.space.watch()
     }
 
     /// Puts a session's record in the place of the one before.

@@ -47,7 +47,7 @@ impl Condition {
     }
 }
 
-/// The writer's view of it.
+/// What the writer, and whoever asks before there is something to write, know of it.
 pub(super) struct Space {
     path: PathBuf,
     reserve_bytes: u64,

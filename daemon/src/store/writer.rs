@@ -54,7 +54,7 @@ pub(super) struct Ledger {
     pub(super) db: Db,
     data: File,
     witness: Witness,
-    space: Space,
+    space: Arc<Space>,
     cursors: HashMap<SessionId, SessionCursor>,
     leaving: VecDeque<SessionId>,
     pub(super) compaction: Compaction,
@@ -74,7 +74,7 @@ pub(super) struct Ledger {
 pub(super) struct Hold;
 
 impl Ledger {
-    pub(super) fn new(db: Db, data: File, witness: Witness, space: Space) -> Result<Self, StoreError> {
+    pub(super) fn new(db: Db, data: File, witness: Witness, space: Arc<Space>) -> Result<Self, StoreError> {
         let mut leaving = VecDeque::new();
         record::scan_table(&db, Table::Leaving, |name, _| {
             let session = std::str::from_utf8(name).ok().and_then(|id| id.parse().ok());
