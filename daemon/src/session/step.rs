@@ -7,7 +7,7 @@ use openagent_core::id::InstanceId;
 use openagent_core::permission::PermissionRule;
 use openagent_core::provider::{Provider, Route};
 use openagent_core::secret::Secret;
-use openagent_core::session::{Fault, Session, Step};
+use openagent_core::session::{Fault, Session, Step, WorkspaceSource};
 use openagent_proto::sidecar as wire;
 
 use super::Shared;
@@ -89,6 +89,8 @@ impl StepRun {
                 driver.create(InstanceSpec { session: id.clone(), instance: self.instance.clone(), token_sha256, limits }).await?;
                 return Ok(Yield::Token(token));
             }
+            // A prepared instance has an empty repository of its own, which its agent knows already.
+            Step::Workspace if self.claimed.is_some() && self.session.workspace == WorkspaceSource::Empty => {}
             Step::Workspace => driver.fill_workspace(id, &self.instance, self.session.workspace.clone()).await?,
             Step::Start => driver.start(id, &self.instance).await?,
             Step::Register => {
