@@ -178,6 +178,22 @@ async fn a_sidecar_that_hangs_is_said_to_be_out_of_reach_until_it_answers_again(
 }
 
 #[tokio::test]
+async fn a_prompt_that_meets_a_crashed_agent_waits_for_the_next_one() {
+    let world = light("").await;
+    let mut clients = world.clients().await;
+    let (id, mut events) = clients.active(MODEL).await;
+    world.signal_to(&id, Who::Agent, Signal::SIGKILL).await;
+    events
+        .until("its end", |kind| {
+            matches!(kind, Kind::Agent(agent) if matches!(agent.process, Some(v1::agent_event::Process::Exited(_)))).then_some(())
+        })
+        .await;
+    let end = clients.turn(&id, &mut events, "#echo back").await;
+    assert_eq!(end.outcome(), v1::TurnOutcome::Completed, "{end:?}");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn clients_see_who_else_is_there() {
     let world = light("").await;
     let mut clients = world.clients().await;

@@ -21,6 +21,13 @@ use crate::sidecar::{Credentials, SidecarClient, SidecarError};
 /// Time that a caller waits for a link that is being taken up again.
 const LINK_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Time that a prompt waits for an agent that is started again, and between two tries; covers the pauses before the first restarts.
+const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+const AGENT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Answer of a sidecar whose agent does not accept prompts yet.
+const NOT_READY: &str = wire::ErrorCode::NotReady.wire().0;
+
 /// Effects that wait for the state they follow from to be durable.
 pub(super) enum Job {
     Step(InstanceId, Step),
@@ -221,7 +228,16 @@ async fn prompt(client: &SidecarClient, start: Option<&wire::StartAgent>, body: 
     if let Some(start) = start {
         client.start(start).await?;
     }
-    client.prompt(body).await.map(|answer| answer.message_id)
+    let deadline = Instant::now() + AGENT_PATIENCE;
+    loop {
+        match client.prompt(body).await {
+            // It has just died and is started again by its sidecar.
+            Err(SidecarError::Refused { code, .. }) if code == NOT_READY && Instant::now() < deadline => {
+                tokio::time::sleep(AGENT_PAUSE).await;
+            }
+            answer => return answer.map(|answer| answer.message_id),
+        }
+    }
 }
 
 /// The connection to the sidecar, as soon as there is one.
