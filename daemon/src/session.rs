@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::catalogue::Catalogue;
 use crate::driver::Driver;
-use crate::event::EventLog;
+use crate::event::{EventLog, LogInfo};
 use crate::relay::ModelRelay;
 use crate::sidecar::SidecarClient;
 use crate::store::{SessionRecord, Store};
@@ -105,6 +105,22 @@ pub struct View {
 }
 
 impl View {
+    /// A session of which nothing is known but what is stored.
+    #[must_use]
+    pub fn stored(record: SessionRecord, info: &LogInfo) -> Self {
+        Self {
+            activity: Activity::Quiet,
+            usage: info.usage,
+            updated_at: info.updated_at.unwrap_or(record.session.created_at),
+            last_seq: info.last_seq,
+            pending: vec![],
+            queue_position: 0,
+            unreachable_since: None,
+            attached: vec![],
+            record,
+        }
+    }
+
     /// The provisioning step that runs.
     #[must_use]
     pub const fn step(&self) -> Option<Step> {

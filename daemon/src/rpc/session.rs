@@ -182,13 +182,7 @@ impl v1::session_service_server::SessionService for Sessions {
     }
 
     async fn get_session(&self, request: Request<v1::GetSessionRequest>) -> Result<Response<v1::GetSessionResponse>, Status> {
-        let handle = self.find(&request.into_inner().session_id)?;
-        // The history may be a moment ahead of the view: who has seen its end is told the state and the sums up to there. A session with too much to do
-        // is shown as it was last.
-        let _ = handle.ask(Command::Look).await;
-        let mut view = handle.view().as_ref().clone();
-        let info = self.0.registry.shared().log.info(handle.id()).await.map_err(|error| status(&error.fault()))?;
-        (view.usage, view.last_seq) = (info.usage, info.last_seq);
+        let view = self.0.registry.look(&request.into_inner().session_id).await.map_err(|fault| status(&fault))?;
         Ok(Response::new(v1::GetSessionResponse { session: Some(convert::session(&view)) }))
     }
 

@@ -511,18 +511,22 @@ impl Actor {
             }
             error.fault()
         };
-        if self.store {
-            self.shared.store.put_session(&self.record).await.map_err(|error| failed(error, "the session's record"))?;
-            self.store = false;
-        }
-        if self.fresh_journal {
-            self.shared.log.reset_journal(&id).await.map_err(|error| failed(error, "the new journal"))?;
-            self.fresh_journal = false;
-        }
-        if !self.events.is_empty() {
-            self.shared.log.append(&id, self.events.clone(), None).await.map_err(|error| failed(error, "an event of the session"))?;
+        // Given to the store together, they share one flush; it takes them in this order.
+        let (shared, record, events) = (&self.shared, &self.record, &self.events);
+        let (stored, reset, appended) = tokio::join!(
+            async { if self.store { Some(shared.store.put_session(record).await) } else { None } },
+            async { if self.fresh_journal { Some(shared.log.reset_journal(&id).await) } else { None } },
+            async { if events.is_empty() { None } else { Some(shared.log.append(&id, events.clone(), None).await) } },
+        );
+        // Each for itself: what is stored is not to be stored again with what is not.
+        self.store &= !matches!(stored, Some(Ok(())));
+        self.fresh_journal &= !matches!(reset, Some(Ok(())));
+        if matches!(appended, Some(Ok(_))) {
             self.events.clear();
         }
+        stored.transpose().map_err(|error| failed(error, "the session's record"))?;
+        reset.transpose().map_err(|error| failed(error, "the new journal"))?;
+        appended.transpose().map_err(|error| failed(error, "an event of the session"))?;
         Ok(())
     }
 

@@ -90,6 +90,18 @@ impl Directory {
         self.with(|inner| inner.views.values().map(|(_, view)| Arc::clone(view)).collect())
     }
 
+    /// The view of one session.
+    #[must_use]
+    pub fn get(&self, id: &SessionId) -> Option<Arc<View>> {
+        self.with(|inner| inner.views.get(id).map(|(_, view)| Arc::clone(view)))
+    }
+
+    /// How many sessions there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.with(|inner| inner.views.len())
+    }
+
     /// A watcher that has seen nothing yet.
     #[must_use]
     pub fn watch(self: &Arc<Self>) -> Watcher {

@@ -32,6 +32,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Shortest and longest pause after a slot could not be made.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
 
+/// Time that a session which took a slot has to itself before the next slot is made: the start of an agent takes whole processors, just when the session's own
+/// agent is to answer its first prompt.
+const CALM: Duration = Duration::from_secs(3);
+
 /// What is undone of a slot that nobody takes.
 const UNDO: [Step; 3] = [Step::Start, Step::Create, Step::Volume];
 
@@ -192,7 +196,7 @@ impl Pool {
             let failed = failures > 0;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.0.taken.notified(), if !failed => {}
+                () = self.0.taken.notified(), if !failed => tokio::time::sleep(CALM).await,
                 _ = keys.changed() => {}
                 _ = rules.changed() => {}
                 _ = load.changed(), if !failed => {}

@@ -1,19 +1,22 @@
 //! Finds sessions, makes them, and raises them again when the daemon starts.
+//!
+//! Invariants: a session has one actor at most, because it is raised and let go under one lock. Of a session that is stopped or failed there is only its view in
+//! the directory, until somebody asks for it; so what is stored costs a daemon no task.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::actor::{Actor, Birth};
-use super::{Command, SessionHandle, Shared};
+use super::actor::{Actor, Birth, Input};
+use super::{Command, SessionHandle, Shared, View};
 use crate::driver::OwnedKind;
 use crate::event::LogInfo;
 use crate::store::{SessionRecord, StoreError};
 use crate::task::TaskError;
 use openagent_core::id::SessionId;
-use openagent_core::session::lifecycle::{Input, Lifecycle, State};
+use openagent_core::session::lifecycle::{Input as LifecycleInput, Lifecycle, State};
 use openagent_core::session::{Fault, Session};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// Sessions that may be stored. Beyond it the lists that clients show are of no use to anyone.
 const SESSIONS_MAX: usize = 100_000;
@@ -27,18 +30,21 @@ const MAKE_ROOM_PAUSE: Duration = Duration::from_secs(2);
 /// Time for an engine to remove what has ended, beyond the grace period of a stop.
 const STOP_MARGIN: Duration = Duration::from_secs(10);
 
+/// Sessions by id, as far as they have an actor.
+type Raised = HashMap<SessionId, SessionHandle>;
+
 /// All sessions.
 #[derive(Clone)]
 pub struct SessionRegistry {
     shared: Arc<Shared>,
-    sessions: Arc<Mutex<HashMap<SessionId, SessionHandle>>>,
+    raised: Arc<Mutex<Raised>>,
 }
 
 impl SessionRegistry {
     /// An empty registry.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, sessions: Arc::default() }
+        Self { shared, raised: Arc::default() }
     }
 
     /// What every session uses.
@@ -47,21 +53,26 @@ impl SessionRegistry {
         &self.shared
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut HashMap<SessionId, SessionHandle>) -> T) -> T {
-        f(&mut self.sessions.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, f: impl FnOnce(&mut Raised) -> T) -> T {
+        f(&mut self.raised.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Raises every stored session and removes, by label, what the engine holds for sessions that are no more.
+    /// Shows every stored session, raises those that have an instance or are about to, and removes, by label, what the engine holds for sessions that are no more.
     ///
     /// # Errors
     /// [`StoreError`] when the records cannot be read.
     pub async fn raise_all(&self) -> Result<usize, StoreError> {
         let stored = self.shared.store.load_sessions().await?;
         let count = stored.len();
-        let mut raised = Vec::with_capacity(count);
+        let mut raised = Vec::new();
         for (record, cursor) in stored {
-            let (_, right) = self.raise(record, LogInfo::from(&cursor), Birth::Found);
-            raised.push(right);
+            let at_rest = matches!(record.lifecycle.state(), State::Stopped | State::Failed { .. } | State::Resting);
+            let view = Arc::new(View::stored(record, &LogInfo::from(&cursor)));
+            self.shared.directory.changed(Arc::clone(&view));
+            if !at_rest {
+                let (_, right) = self.with(|all| self.raise(all, view, Birth::Found));
+                raised.push(right);
+            }
         }
         // Nobody is told what an agent does before it is known. An actor that ended instead is reported elsewhere.
         for right in raised {
@@ -115,7 +126,7 @@ impl SessionRegistry {
             }
         };
         for thing in owned {
-            let known = self.get(&thing.session).map(|handle| handle.view());
+            let known = self.view(&thing.session);
             let wanted = match (&known, &thing.instance, thing.kind) {
                 (None, _, _) if self.shared.pool.owns(&thing.session) => true,
                 (None, _, _) | (Some(_), _, OwnedKind::Reader) => false,
@@ -145,7 +156,7 @@ impl SessionRegistry {
     /// # Errors
     /// `RESOURCE_EXHAUSTED`, `STORE_FAILED`.
     pub async fn create(&self, session: Session) -> Result<SessionHandle, Fault> {
-        if self.with(|sessions| sessions.len()) >= SESSIONS_MAX {
+        if self.shared.directory.count() >= SESSIONS_MAX {
             return Err(Fault::new("RESOURCE_EXHAUSTED", "there are too many sessions", "remove old ones: openagent rm ID"));
         }
         let mut record = SessionRecord { session, lifecycle: Lifecycle::default(), instance: None, keys_version: 0 };
@@ -159,52 +170,75 @@ impl SessionRegistry {
         };
         // A prepared instance is lost with a record that cannot be stored: nobody owns it any more, and it is removed as such.
         self.shared.store.put_session(&record).await.map_err(|error| error.fault())?;
-        let (handle, raised) = self.raise(record, LogInfo::default(), birth);
+        let view = Arc::new(View::stored(record, &LogInfo::default()));
+        let (handle, raised) = self.with(|all| self.raise(all, view, birth));
         drop(owned);
         // Whoever made it sees it being created, not the stopped session that it is before its actor runs.
         let _ = raised.await;
         Ok(handle)
     }
 
-    fn raise(&self, record: SessionRecord, info: LogInfo, birth: Birth) -> (SessionHandle, oneshot::Receiver<()>) {
-        let (actor, handle) = Actor::new(Arc::clone(&self.shared), record, info);
+    fn raise(&self, all: &mut Raised, view: Arc<View>, birth: Birth) -> (SessionHandle, oneshot::Receiver<()>) {
+        let (actor, handle) = Actor::new(Arc::clone(&self.shared), view);
         let id = handle.id().clone();
-        if matches!(birth, Birth::Found) {
-            self.shared.directory.changed(handle.view());
-        }
-        self.with(|sessions| sessions.insert(id.clone(), handle.clone()));
+        all.insert(id.clone(), handle.clone());
         let (right, raised) = oneshot::channel();
-        let task = self.shared.tasks.spawn("session", Box::pin(actor.run(birth, right)));
+        let (registry, own) = (self.clone(), id.clone());
+        let release = move |inputs: &mpsc::Receiver<Input>| registry.release(&own, inputs);
+        let task = self.shared.tasks.spawn("session", Box::pin(actor.run(birth, right, release)));
         let registry = self.clone();
-        let last = handle.clone();
+        let last = handle.view.clone();
         self.shared.tasks.spawn("session-watch", async move {
             match task.await {
                 Ok(()) if registry.shared.tasks.token().is_cancelled() => {}
-                Ok(()) | Err(TaskError::Dropped(_)) => {
-                    registry.with(|sessions| sessions.remove(&id));
+                Ok(()) | Err(TaskError::Dropped(_)) => registry.forget_ended(&id),
+                Err(TaskError::Panicked(_)) => {
+                    let view = Arc::clone(&last.borrow());
+                    registry.raise_failed(&view);
                 }
-                Err(TaskError::Panicked(_)) => registry.raise_failed(&last),
             }
         });
         (handle, raised)
     }
 
+    /// Lets an actor go that nobody else holds and nothing was asked of; answers whether it has gone.
+    fn release(&self, id: &SessionId, inputs: &mpsc::Receiver<Input>) -> bool {
+        self.with(|all| {
+            // Handles are given away under this lock only, and effects that are on their way hold a sender, too.
+            let unused = inputs.is_empty() && inputs.sender_strong_count() == 1;
+            if unused {
+                all.remove(id);
+            }
+            unused
+        })
+    }
+
+    /// Takes a session out whose actor has ended. One that was let go may have been raised anew since.
+    fn forget_ended(&self, id: &SessionId) {
+        self.with(|all| {
+            if all.get(id).is_some_and(|handle| handle.inputs.is_closed()) {
+                all.remove(id);
+            }
+        });
+    }
+
     /// A session whose actor panicked becomes a failed session; the daemon and the others live on.
-    fn raise_failed(&self, last: &SessionHandle) {
-        let view = last.view();
-        let mut record = view.record.clone();
+    fn raise_failed(&self, last: &View) {
+        let mut record = last.record.clone();
         if let Some(instance) = record.lifecycle.instance().cloned() {
             let fault = Fault::new("INTERNAL", "the daemon made a mistake with this session", "resume it: openagent resume ID");
-            record.lifecycle.apply(Input::InstanceEnded(instance, fault));
+            record.lifecycle.apply(LifecycleInput::InstanceEnded(instance, fault));
         }
-        let info = LogInfo { last_seq: view.last_seq, journal_seq: 0, updated_at: Some(view.updated_at), usage: view.usage };
-        self.raise(record, info, Birth::Found);
+        let info = LogInfo { last_seq: last.last_seq, journal_seq: 0, updated_at: Some(last.updated_at), usage: last.usage };
+        let view = Arc::new(View::stored(record, &info));
+        self.shared.directory.changed(Arc::clone(&view));
+        self.with(|all| self.raise(all, view, Birth::Found));
     }
 
     /// Stops every session that has an instance, or waits for one, all at once. Bounded by the grace period that each gets; what has not ended then is ended by
     /// the next daemon.
     pub async fn stop_all(&self) {
-        let handles: Vec<SessionHandle> = self.with(|sessions| sessions.values().cloned().collect());
+        let handles: Vec<SessionHandle> = self.with(|all| all.values().cloned().collect());
         let stops = handles.into_iter().filter(|handle| handle.view().record.lifecycle.holds_instance()).map(|handle| async move {
             if let Err(fault) = handle.ask(|reply| Command::Stop(None, reply)).await {
                 tracing::warn!(session = %handle.id(), %fault, "a session was not stopped");
@@ -216,10 +250,39 @@ impl SessionRegistry {
         }
     }
 
-    /// The session of this id.
+    /// The session of this id; raised, if it has no actor.
     #[must_use]
     pub fn get(&self, id: &SessionId) -> Option<SessionHandle> {
-        self.with(|sessions| sessions.get(id).cloned())
+        self.with(|all| {
+            if let Some(handle) = all.get(id) {
+                return Some(handle.clone());
+            }
+            let view = self.shared.directory.get(id)?;
+            Some(self.raise(all, view, Birth::Found).0)
+        })
+    }
+
+    /// The session of this id as it is shown now; it is not raised for this.
+    #[must_use]
+    pub fn view(&self, id: &SessionId) -> Option<Arc<View>> {
+        // One that was just made is not in the directory yet.
+        self.with(|all| all.get(id).map(SessionHandle::view)).or_else(|| self.shared.directory.get(id))
+    }
+
+    /// The session that a client names, as it is: whoever has seen the end of its history, which may be a moment ahead of its view, is told the state and the sums
+    /// up to there. One with too much to do is shown as it was last.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `INVALID` for what is no id, `STORE_FAILED`.
+    pub async fn look(&self, id: &str) -> Result<View, Fault> {
+        let id = parse(id)?;
+        if let Some(handle) = self.with(|all| all.get(&id).cloned()) {
+            let _ = handle.ask(Command::Look).await;
+        }
+        let mut view = self.view(&id).ok_or_else(|| unknown(&id))?.as_ref().clone();
+        let info = self.shared.log.info(&id).await.map_err(|error| error.fault())?;
+        (view.usage, view.last_seq) = (info.usage, info.last_seq);
+        Ok(view)
     }
 
     /// The session that a client names.
@@ -227,7 +290,15 @@ impl SessionRegistry {
     /// # Errors
     /// `NOT_FOUND`, `INVALID` for what is no id.
     pub fn find(&self, id: &str) -> Result<SessionHandle, Fault> {
-        let id: SessionId = id.parse().map_err(|error: openagent_core::id::InvalidId| Fault::new("INVALID", error.to_string(), ""))?;
-        self.get(&id).ok_or_else(|| Fault::new("NOT_FOUND", format!("there is no session {id}"), "list them: openagent ls"))
+        let id = parse(id)?;
+        self.get(&id).ok_or_else(|| unknown(&id))
     }
+}
+
+fn parse(id: &str) -> Result<SessionId, Fault> {
+    id.parse().map_err(|error: openagent_core::id::InvalidId| Fault::new("INVALID", error.to_string(), ""))
+}
+
+fn unknown(id: &SessionId) -> Fault {
+    Fault::new("NOT_FOUND", format!("there is no session {id}"), "list them: openagent ls")
 }

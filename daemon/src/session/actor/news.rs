@@ -84,7 +84,7 @@ impl Actor {
                 }
             }
             // What an instance told while it was being ended changes only the history; what was recorded is shown in any case.
-            Input::Happened(..) | Input::Recorded | Input::Attached | Input::StoreAgain => {}
+            Input::Happened(..) | Input::Recorded | Input::Attached | Input::StoreAgain | Input::Unused => {}
         }
     }
 
