@@ -12,6 +12,7 @@ mod raw;
 mod report;
 mod scale;
 mod start;
+mod wake;
 
 use std::path::PathBuf;
 
@@ -23,7 +24,7 @@ use crate::report::Report;
 
 /// What nobody shall read into the table.
 const NOT_COVERED: &str =
-    "Not covered: resume, terminals, the drawing of the client, remote engines and other runtimes, other file systems, a cold page cache.";
+    "Not covered: terminals, the drawing of the client, remote engines and other runtimes, other file systems, a cold page cache.";
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -32,6 +33,12 @@ enum Part {
     StartDocker,
     /// Create to accepted prompt, as child processes
     StartLocal,
+    /// Sessions from the warm pool
+    Warm,
+    /// Sessions that were stopped
+    Resume,
+    /// Sessions that were paused
+    Wake,
     /// What lies between OpenCode's own stream and the client
     Latency,
     /// Memory and idle processor time of daemon and sidecars
@@ -43,7 +50,8 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 6] = [Self::StartDocker, Self::StartLocal, Self::Latency, Self::Memory, Self::FanOut, Self::Scale];
+    const ALL: [Self; 9] =
+        [Self::StartDocker, Self::StartLocal, Self::Warm, Self::Resume, Self::Wake, Self::Latency, Self::Memory, Self::FanOut, Self::Scale];
 }
 
 #[derive(Parser)]
@@ -52,6 +60,9 @@ struct Options {
     /// Measured starts of each side
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// Measured rounds of what takes milliseconds
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    warm_rounds: u32,
     /// Share of the full numbers of sessions, for a short run
     #[arg(long, default_value_t = 1.0)]
     share: f64,
@@ -77,6 +88,15 @@ async fn measure(options: &Options) -> Result<()> {
         match part {
             Part::StartDocker => start::docker(options.rounds, &mut report).await?,
             Part::StartLocal => start::local(options.rounds, &mut report).await?,
+            Part::Warm => wake::warm(options.warm_rounds, &mut report).await?,
+            Part::Resume => {
+                wake::resume(Driver::Docker, options.rounds, &mut report).await?;
+                wake::resume(Driver::Local, options.rounds, &mut report).await?;
+            }
+            Part::Wake => {
+                wake::wake(Driver::Docker, options.warm_rounds, &mut report).await?;
+                wake::wake(Driver::Local, options.warm_rounds, &mut report).await?;
+            }
             Part::Latency => {
                 latency::measure(Driver::Local, "local driver", "", &mut report).await?;
                 latency::measure(Driver::Docker, "Docker, socket", "[docker]\nlink = \"socket\"\n", &mut report).await?;

@@ -15,7 +15,7 @@ const SESSIONS: usize = 8;
 const REST: Duration = Duration::from_secs(5);
 
 /// Milliseconds of one clock tick of the kernel's accounts.
-const TICK_MILLIS: u64 = 10;
+pub const TICK_MILLIS: u64 = 10;
 
 /// Measures on containers, or on child processes where there is no engine.
 pub async fn measure(report: &mut Report) -> Result<()> {

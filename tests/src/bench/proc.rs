@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -38,16 +37,6 @@ fn stat(pid: u32) -> Option<Vec<String>> {
 pub fn ticks(pid: u32) -> u64 {
     let stat = stat(pid).unwrap_or_default();
     [11, 12].iter().filter_map(|&field| stat.get(field)?.parse::<u64>().ok()).sum()
-}
-
-/// Time that the threads of a process have spent on a processor, as the scheduler counts it. Threads that have ended are not in it.
-pub fn busy(pid: u32) -> Result<Duration> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("list the threads of process {pid}"))?;
-    let times = threads.flatten().filter_map(|thread| {
-        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    Ok(Duration::from_nanos(times.sum()))
 }
 
 /// All descendants of a process.

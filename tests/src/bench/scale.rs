@@ -13,6 +13,7 @@ use openagent_tests::harness::{CANARY, Clients, World};
 use openagentd::event::EventLog;
 use openagentd::store::Store;
 
+use crate::memory::TICK_MILLIS;
 use crate::report::{Report, Series};
 use crate::{fan_out, proc};
 
@@ -27,7 +28,7 @@ const EVENTS: usize = 10;
 const EVENT_BYTES: usize = 200;
 
 /// How long nothing happens while processor time is counted.
-const REST: Duration = Duration::from_secs(10);
+const REST: Duration = Duration::from_secs(20);
 
 /// Calls of each kind, and of those that answer with every session.
 const CALLS: usize = 500;
@@ -74,7 +75,7 @@ pub async fn measure(share: f64, report: &mut Report) -> Result<()> {
     report.note(
         "Scale: stored sessions were made through the store's own API, with 10 events of 200 bytes each. Live ones are child processes whose agent is the \
          light stand-in; each has answered one prompt and rests. Start is from the program's start to the first answered GetStatus. Processor time is what \
-         the scheduler counted for all threads of the daemon over 10 s in which nothing happens. Calls are made one after the other by one client in the \
+         the kernel counted for the daemon, in ticks of 10 ms, over 20 s in which nothing happens. Calls are made one after the other by one client in the \
          bench's process; their times are p50 and p95.",
     );
     Ok(())
@@ -118,11 +119,12 @@ async fn remove(mut clients: Clients, id: String) {
 /// Memory, processor time and answers of a daemon to which nothing happens.
 async fn at_rest(world: &World, clients: &mut Clients, what: &str, report: &mut Report) -> Result<()> {
     let daemon = world.daemon_pid();
-    let before = proc::busy(daemon)?;
+    let before = proc::ticks(daemon);
     tokio::time::sleep(REST).await;
-    let busy = proc::busy(daemon)? - before;
+    let busy = Duration::from_millis((proc::ticks(daemon) - before) * TICK_MILLIS);
     let share = busy.as_secs_f64() / REST.as_secs_f64() * 100.0;
-    report.row(&format!("processor time at rest, {what}"), &format!("{:.1} ms in 10 s: {share:.3} % of a core", millis(busy)), "", "", 1);
+    let shown = format!("{:.0} ms in {} s: {share:.2} % of a core", millis(busy), REST.as_secs());
+    report.row(&format!("processor time at rest, {what}"), &shown, "", "", 1);
     report.row(&format!("memory of the daemon, {what}"), &crate::memory::shown(&[daemon])?, "", "", 1);
 
     let ids: Vec<String> = clients.list().await.into_iter().map(|session| session.id).collect();

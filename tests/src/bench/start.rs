@@ -17,10 +17,10 @@ const NOTE: &str = "Create to accepted prompt: ours is the CreateSession call un
     disk. One start of each side before the measured ones is not counted.";
 
 /// The steps in which a session starts.
-const ORDER: [&str; 8] = ["image", "volume", "create", "workspace", "start", "register", "keys", "agent"];
+pub const ORDER: [&str; 9] = ["admission", "image", "volume", "create", "workspace", "start", "register", "keys", "agent"];
 
 /// What each step took, by its name.
-type Steps = HashMap<String, Vec<f64>>;
+pub type Steps = HashMap<String, Vec<f64>>;
 
 /// In containers.
 pub async fn docker(rounds: u32, report: &mut Report) -> Result<()> {
@@ -97,7 +97,7 @@ async fn start(clients: &mut Clients) -> (Duration, Vec<(String, f64)>) {
 
 /// A step that was done, and how long it took in milliseconds.
 #[allow(clippy::cast_precision_loss, reason = "a duration in milliseconds")]
-fn step(event: &v1::Event) -> Option<(String, f64)> {
+pub fn step(event: &v1::Event) -> Option<(String, f64)> {
     match event.kind.as_ref()? {
         Kind::Step(v1::StepEvent { step, outcome: Some(v1::step_event::Outcome::Done(done)) }) => Some((step.clone(), done.millis as f64)),
         _ => None,
