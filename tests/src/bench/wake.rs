@@ -63,16 +63,6 @@ pub async fn warm(rounds: u32, report: &mut Report) -> Result<()> {
             let at_prompt = began.elapsed();
             until_letter(&mut events).await?;
             let at_letter = began.elapsed();
-                for e in &events.seen {
-                    let t = e.created_at.as_ref().unwrap();
-                    eprintln!(
-                        "    {}.{:03} {}",
-                        t.seconds % 1000,
-                        t.nanos / 1_000_000,
-                        format!("{:?}", e.kind).chars().take(130).collect::<String>()
-                    );
-                }
-            }
             events.until_turn_ended().await;
             eprintln!("  round {round}: accepted {:.0} ms, first letter {:.0} ms", millis(at_prompt), millis(at_letter));
             let made = events.seen.iter().any(|event| matches!(&event.kind, Some(Kind::Step(step)) if step.step == "create"));
