@@ -49,8 +49,8 @@ const DRAIN_MAX: usize = 64;
 /// Time after which what could not be stored is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
-/// Time after which the actor of a session at rest is let go: longer than whoever looks at one takes to do something with it.
-const RELEASE_AFTER: Duration = Duration::from_secs(30);
+/// Time after which the actor of a session at rest is let go; it is cheap to raise it again.
+const RELEASE_AFTER: Duration = Duration::from_secs(5);
 
 /// Own events that are held while the store takes no writes; a session says little of its own then, since its ladder waits.
 const HELD_EVENTS_MAX: usize = 256;

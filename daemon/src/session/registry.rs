@@ -302,3 +302,7 @@ fn parse(id: &str) -> Result<SessionId, Fault> {
 fn unknown(id: &SessionId) -> Fault {
     Fault::new("NOT_FOUND", format!("there is no session {id}"), "list them: openagent ls")
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests;
