@@ -157,7 +157,7 @@ pub async fn serve(context: Context, door: Door, grace: Duration) -> Result<(), 
             v1::session_service_server::SessionServiceServer::new(session::Sessions(context.clone()))
                 .max_decoding_message_size(REQUEST_MAX_BYTES),
         )
-        .add_service(event::Events(context.clone()))
+        .add_service(event::Events::new(context.clone()))
         .add_service(v1::permission_service_server::PermissionServiceServer::new(permission::Permissions(context.clone())))
         .add_service(v1::terminal_service_server::TerminalServiceServer::new(terminal::Terminals(context.clone())))
         .add_service(v1::vault_service_server::VaultServiceServer::new(vault::Keys(context.clone())))

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use openagent_core::session::Fault;
 use openagent_proto::v1;
 use openagent_proto::v1::subscribe_response::Item as Wire;
 use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::{DecodeBuf, Decoder, Streaming};
@@ -36,9 +38,23 @@ const REQUEST_MAX_BYTES: usize = 16 * 1024;
 /// A message's head: not compressed (1 byte), and its length (4 bytes, big-endian).
 const HEAD_BYTES: usize = 5;
 
+/// Subscriptions that are open at a time. Each holds some 100 KiB while its client takes nothing, and this is far more than people have clients.
+const SUBSCRIPTIONS_MAX: usize = 1_024;
+
 /// The service.
 #[derive(Clone)]
-pub struct Events(pub Context);
+pub struct Events {
+    context: Context,
+    places: Arc<Semaphore>,
+}
+
+impl Events {
+    /// The service on these sessions.
+    #[must_use]
+    pub fn new(context: Context) -> Self {
+        Self { context, places: Arc::new(Semaphore::new(SUBSCRIPTIONS_MAX)) }
+    }
+}
 
 impl NamedService for Events {
     const NAME: &'static str = v1::event_service_server::SERVICE_NAME;
@@ -54,25 +70,29 @@ impl tower::Service<http::Request<Body>> for Events {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let context = self.0.clone();
+        let (context, places) = (self.context.clone(), Arc::clone(&self.places));
         Box::pin(async move {
             if request.uri().path() != SUBSCRIBE {
                 return Ok(Status::unimplemented("there is no such call").into_http());
             }
-            let answer = subscribe(&context, request.into_body()).await;
+            let answer = subscribe(&context, places, request.into_body()).await;
             Ok(answer.unwrap_or_else(|status| status.into_http()))
         })
     }
 }
 
-async fn subscribe(context: &Context, body: Body) -> Result<http::Response<Body>, Status> {
+async fn subscribe(context: &Context, places: Arc<Semaphore>, body: Body) -> Result<http::Response<Body>, Status> {
     let mut requests = Streaming::new_request(Requests, body, None, Some(REQUEST_MAX_BYTES));
     let request = requests.message().await?.ok_or_else(|| Status::invalid_argument("the request is missing"))?;
     let handle = context.registry.find(&request.session_id).map_err(|fault| status(&fault))?;
+    let place = places.try_acquire_owned().map_err(|_| {
+        let message = format!("{SUBSCRIPTIONS_MAX} subscriptions are open already");
+        status(&Fault::new("RESOURCE_EXHAUSTED", message, "close clients that follow a session, then try again"))
+    })?;
     let log = &context.registry.shared().log;
     let reader = log.subscribe(handle.id(), request.after_seq, request.deltas).await.map_err(|error| status(&error.fault()))?;
     let presence = request.follow.then(|| handle.presence().attach(&request.client, AttachedTo::Events));
-    let frames = frames(reader, request.follow, context.shutdown.clone(), presence);
+    let frames = frames(reader, request.follow, context.shutdown.clone(), (place, presence));
     let mut response = http::Response::new(Body::new(StreamBody::new(frames)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     Ok(response)
@@ -83,10 +103,10 @@ fn frames(
     mut reader: EventReader,
     follow: bool,
     stop: tokio_util::sync::CancellationToken,
-    presence: Option<Attachment>,
+    held: (OwnedSemaphorePermit, Option<Attachment>),
 ) -> impl futures::Stream<Item = Result<Frame<Bytes>, Status>> + Send + 'static {
     async_stream::stream! {
-        let _present = presence;
+        let _held = held;
         let mut stopped = pin!(stop.cancelled_owned());
         let end = loop {
             let delivery = tokio::select! {
