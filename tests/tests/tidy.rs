@@ -371,3 +371,27 @@ fn every_shipped_format_is_kept_readable() {
     }
     none(&mistakes);
 }
+
+#[test]
+fn every_fault_in_the_table_names_tests_that_are_there() {
+    let files = files();
+    let table = files.get("docs/faults.md").expect("there is a docs/faults.md");
+    let mut mistakes = vec![];
+    let mut rows = 0;
+    for (number, line) in table.lines().enumerate().filter(|(_, line)| line.starts_with("| ") && !line.starts_with("| fault |")) {
+        rows += 1;
+        let names: Vec<(&str, &str)> = line.split('`').skip(1).step_by(2).filter_map(|word| word.split_once("::")).collect();
+        if names.is_empty() && !line.ends_with("| the same |") {
+            mistakes.push(format!("docs/faults.md:{}: name the test that keeps it, as `file::test`", number + 1));
+        }
+        for (file, test) in names {
+            let folders = ["tests", "daemon", "sidecar", "tui"].map(|folder| format!("{folder}/tests/{file}.rs"));
+            let is_there = folders.iter().filter_map(|path| files.get(path)).any(|text| text.contains(&format!("fn {test}(")));
+            if !is_there {
+                mistakes.push(format!("docs/faults.md:{}: there is no test {file}::{test}", number + 1));
+            }
+        }
+    }
+    assert!(rows > 10, "the table has {rows} rows");
+    none(&mistakes);
+}
