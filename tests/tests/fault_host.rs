@@ -161,9 +161,12 @@ async fn the_power_is_cut_in_the_middle_of_a_group_commit() {
         clients.prompt(&subject.id, &format!("#wait {gate}")).await;
         subject.witness.until_letters().await;
         // The agent waits, so the store does, and everything in it was acknowledged.
-        let rest =
-            until("rest of the store", PATIENCE, async || clients.get(&subject.id).await.last_seq, |last| *last == subject.witness.last());
-        rest.await;
+        within("rest of the store", PATIENCE, async {
+            while clients.get(&subject.id).await.last_seq != subject.witness.last() {
+                subject.witness.take_for(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
         let durable = world.path(&format!("durable-{round}"));
         copy(&store, &durable);
         let file = store.join("db");
@@ -212,7 +215,9 @@ async fn says_that_it_is_full(world: &World, clients: &mut Clients) {
     assert!(!fault.message.is_empty() && fault.hint.contains("MiB"), "{fault:?}");
     let told = world.cli(&["daemon", "status"]).await;
     let text = String::from_utf8_lossy(&told.stdout).into_owned();
-    assert!(told.status.success() && text.contains(&fault.hint), "{text}");
+    for words in ["read-only", "the disk of the store is full", "writing goes on by itself"] {
+        assert!(told.status.success() && text.contains(words), "{text}");
+    }
 }
 
 /// What begins work is refused; everything that is known can still be read.

@@ -624,6 +624,9 @@ async fn whatever_breaks_in_whatever_order_nothing_is_lost_and_every_session_goe
     }
     story.calm().await;
     story.judge(&wanted).await;
+    let taken: usize = story.sessions.values().map(|known| known.taken.len()).sum();
+    let unclear: usize = story.sessions.values().map(|known| known.unclear.len()).sum();
+    println!("{} things done; of prompts of the sessions at the end {taken} were taken, {unclear} not or perhaps", story.log.lines.len());
     let Story { world, disk, .. } = story;
     world.end().await;
     drop(disk);
