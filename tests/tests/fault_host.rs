@@ -93,7 +93,7 @@ async fn the_host_reboots(mut world: World, reason: v1::ExitReason) {
 
 #[tokio::test]
 async fn the_host_reboots_under_sessions_at_every_moment_locally() {
-    the_host_reboots(light("").await, v1::ExitReason::Unwatched).await;
+    Box::pin(the_host_reboots(light("").await, v1::ExitReason::Unwatched)).await;
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn the_host_reboots_under_sessions_at_every_moment_in_containers() {
     world.set_env("OPENAGENT_IMAGE", image.name());
     world.start().await;
     world.clients().await.set_key("scripted", CANARY).await;
-    the_host_reboots(world, v1::ExitReason::Killed).await;
+    Box::pin(the_host_reboots(world, v1::ExitReason::Killed)).await;
 }
 
 #[tokio::test]

@@ -481,7 +481,7 @@ impl Story {
         let deadline = Instant::now() + CALL_BOUND;
         loop {
             let session = self.clients.get(id).await;
-            let doing = session.activity.clone().and_then(|activity| activity.kind);
+            let doing = session.activity.and_then(|activity| activity.kind);
             match session.status() {
                 v1::SessionStatus::Error => {
                     let fault = session.fault.clone().expect("an error says why");
