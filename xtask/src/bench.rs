@@ -19,7 +19,18 @@ pub fn command(paths: &Paths, args: &[String]) -> Result<ExitCode> {
     let programs = build::programs(paths, Profile::Release)?;
     let image = image::ensure(paths, Profile::Release, &programs.join("openagent-sidecar"), &ready.opencode, false)?;
     let mut compile = build::cargo_command(paths);
-    compile.args(["build", "--release", "--package", "openagent-tests", "--features", "bench", "--bin", "bench"]);
+    compile.args([
+        "build",
+        "--release",
+        "--package",
+        "openagent-tests",
+        "--features",
+        "bench",
+        "--bin",
+        "bench",
+        "--bin",
+        "stand-in-agent",
+    ]);
     process::shown("build the benches", compile)?;
 
     let mut bench = std::process::Command::new(paths.target.join("release/bench"));

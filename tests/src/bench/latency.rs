@@ -2,6 +2,7 @@
 //! by one clock, and the difference is taken piece by piece.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -18,6 +19,12 @@ use crate::{proc, raw};
 const TURNS: usize = 3;
 const PROMPT: &str = "#slow 20 200";
 
+/// A file system in memory.
+const MEMORY: &str = "/dev/shm";
+
+/// Flushes of the disk that are timed.
+const FLUSHES: usize = 500;
+
 /// For each part, how long its text was and when.
 type Arrivals = HashMap<String, Vec<(usize, Instant)>>;
 
@@ -28,8 +35,36 @@ pub async fn measure(driver: Driver, way: &str, config: &str, report: &mut Repor
         report.skip(&what, "needs an engine, and root to read OpenCode's stream inside the container");
         return Ok(());
     }
-    let mut world = World::new(driver).await;
+    let world = World::new(driver).await;
     world.write_config(config);
+    run(world, &what, report).await
+}
+
+/// The same on the local driver with the daemon's state in memory: what remains is no disk's.
+pub async fn in_memory(report: &mut Report) -> Result<()> {
+    let what = "event latency, local driver, state in memory";
+    let Ok(folder) = tempfile::Builder::new().prefix("oa").tempdir_in(MEMORY) else {
+        report.skip(what, "there is no file system in memory");
+        return Ok(());
+    };
+    let mut world = World::new(Driver::Local).await;
+    world.set_env("OPENAGENT_STATE_DIR", &folder.path().join("state").display().to_string());
+    run(world, what, report).await?;
+    let disk = tempfile::Builder::new().prefix("oa").tempdir_in("/tmp").context("make a folder")?;
+    let mut file = std::fs::File::create(disk.path().join("file")).context("create a file")?;
+    let mut flushes = vec![];
+    for _ in 0..FLUSHES {
+        let began = Instant::now();
+        file.write_all(&[0; 512]).context("write")?;
+        file.sync_data().context("flush")?;
+        flushes.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    let flushes = Series::new(flushes);
+    report.row("512 bytes appended to a file and made durable (`fdatasync`)", "", &flushes.tail("ms"), "", flushes.count());
+    Ok(())
+}
+
+async fn run(mut world: World, what: &str, report: &mut Report) -> Result<()> {
     world.start().await;
     let mut clients = world.clients().await;
     clients.set_key("scripted", CANARY).await;
@@ -56,7 +91,8 @@ pub async fn measure(driver: Driver, way: &str, config: &str, report: &mut Repor
     drop(connections);
     world.end().await;
     let added = Series::new(added);
-    report.row(&what, &format!("adds {}", added.tail("ms")), "OpenCode's own stream: 0 by definition", "-", added.count());
+    report.promise(&format!("{what}: added (p99)"), 2.0, added.quantile(0.99), "ms");
+    report.row(what, &format!("adds {}", added.tail("ms")), "OpenCode's own stream: 0 by definition", "-", added.count());
     report.note(
         "Event latency: while a turn streams 200 pieces of text 20 ms apart, the bench reads OpenCode's own `/global/event` directly (with the \
          password from the process's environment) and follows the session over gRPC as any client does. Shown is, piece by piece, how much later the \

@@ -9,6 +9,7 @@ mod machine;
 mod memory;
 mod proc;
 mod raw;
+mod readers;
 mod report;
 mod scale;
 mod start;
@@ -69,6 +70,8 @@ struct Options {
     /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    #[command(flatten)]
+    readers: readers::Options,
     /// Write the report to this file as well
     #[arg(long)]
     out: Option<PathBuf>,
@@ -76,6 +79,9 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    if readers::run(&options.readers)? {
+        return Ok(());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(measure(&options))
 }
@@ -99,6 +105,7 @@ async fn measure(options: &Options) -> Result<()> {
             }
             Part::Latency => {
                 latency::measure(Driver::Local, "local driver", "", &mut report).await?;
+                latency::in_memory(&mut report).await?;
                 latency::measure(Driver::Docker, "Docker, socket", "[docker]\nlink = \"socket\"\n", &mut report).await?;
                 latency::measure(Driver::Docker, "Docker, exec bridge", "[docker]\nlink = \"exec\"\n", &mut report).await?;
             }

@@ -50,6 +50,7 @@ pub async fn measure(report: &mut Report) -> Result<()> {
         "",
         1,
     );
+    report.promise("memory of a sidecar (largest)", 10.0, resident(&sidecars)?.quantile(1.0), "MiB");
     world.end().await;
     report.note(
         "Memory: resident pages (VmRSS), and in brackets what is theirs alone plus their share of shared pages (Pss), after each session has answered \
@@ -83,8 +84,9 @@ fn beside(report: &mut Report, what: &str, sidecars: &[u32], agents: &[u32]) -> 
     Ok(())
 }
 
+/// Resident memory of processes, in MiB.
 #[allow(clippy::cast_precision_loss, reason = "memory of a process in KiB")]
-fn resident(pids: &[u32]) -> Result<Series> {
+pub fn resident(pids: &[u32]) -> Result<Series> {
     let values = pids.iter().map(|pid| Ok(proc::memory(*pid)?.resident as f64 / 1024.0)).collect::<Result<Vec<_>>>()?;
     anyhow::ensure!(!values.is_empty(), "the processes to be measured do not run");
     Ok(Series::new(values))

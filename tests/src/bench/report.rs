@@ -69,17 +69,25 @@ struct Row {
     count: usize,
 }
 
+struct Promise {
+    what: String,
+    bound: f64,
+    measured: f64,
+    unit: &'static str,
+}
+
 /// All rows, and what is to be said about them.
 pub struct Report {
     machine: Vec<String>,
     rows: Vec<Row>,
+    promises: Vec<Promise>,
     notes: Vec<String>,
 }
 
 impl Report {
     /// An empty table for this machine.
     pub fn new(machine: Vec<String>) -> Self {
-        Self { machine, rows: vec![], notes: vec![] }
+        Self { machine, rows: vec![], promises: vec![], notes: vec![] }
     }
 
     /// Two series of the same thing, with the ratio of their medians.
@@ -92,6 +100,11 @@ impl Report {
     pub fn row(&mut self, what: &str, ours: &str, raw: &str, ratio: &str, count: usize) {
         eprintln!("  {what}: {ours} | raw {raw} | {ratio}");
         self.rows.push(Row { what: what.to_owned(), ours: ours.to_owned(), raw: raw.to_owned(), ratio: ratio.to_owned(), count });
+    }
+
+    /// A bound that was promised, and what was measured.
+    pub fn promise(&mut self, what: &str, bound: f64, measured: f64, unit: &'static str) {
+        self.promises.push(Promise { what: what.to_owned(), bound, measured, unit });
     }
 
     /// What is not measured on this machine, and why.
@@ -115,6 +128,11 @@ impl Report {
         );
         for Row { what, ours, raw, ratio, count } in &self.rows {
             let _ = writeln!(text, "| {what} | {ours} | {raw} | {ratio} | {count} |");
+        }
+        text.push_str("\n## Promises\n\n| promise | bound | measured | |\n|---|---|---|---|\n");
+        for Promise { what, bound, measured, unit } in &self.promises {
+            let (digits, verdict) = (digits(*measured), if measured <= bound { "kept" } else { "missed" });
+            let _ = writeln!(text, "| {what} | {bound} {unit} | {measured:.digits$} {unit} | {verdict} |");
         }
         for (title, lines) in [("What the rows mean", &self.notes), ("Where it was measured", &self.machine)] {
             let _ = writeln!(text, "\n## {title}\n");
@@ -143,8 +161,10 @@ mod tests {
         report.compare("start", &Series::new(vec![2.0, 4.0, 3.0]), &Series::new(vec![2.0]), "s");
         report.note("said");
         report.note("said");
+        report.promise("soon", 2.0, 2.5, "s");
         let text = report.markdown();
         assert!(text.contains("| start | 3.00 (2.00 - 4.00) s | 2.00 (2.00 - 2.00) s | 1.50 | 3 |"), "{text}");
+        assert!(text.contains("| soon | 2 s | 2.50 s | missed |"), "{text}");
         assert_eq!(text.matches("- said").count(), 1);
     }
 }

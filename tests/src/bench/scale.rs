@@ -56,8 +56,11 @@ pub async fn measure(share: f64, report: &mut Report) -> Result<()> {
         let mut clients = world.clients().await;
         clients.daemon.get_status(v1::GetStatusRequest {}).await.context("ask for the status")?;
         let start = began.elapsed();
+        if index == last {
+            report.promise(&format!("start, {stored} sessions stored"), 1_000.0, millis(start), "ms");
+        }
         report.row(&format!("start to first answer, {stored} sessions stored"), &format!("{:.0} ms", millis(start)), "", "", 1);
-        at_rest(&world, &mut clients, &format!("{stored} stored"), report).await?;
+        at_rest(&world, &mut clients, &format!("{stored} stored"), false, report).await?;
         if index == last {
             let mut live: Vec<String> = vec![];
             clients.set_key("scripted", CANARY).await;
@@ -65,7 +68,7 @@ pub async fn measure(share: f64, report: &mut Report) -> Result<()> {
                 let missing = count.saturating_sub(live.len());
                 let more = stream::iter(0..missing).map(|_| ready(clients.clone())).buffer_unordered(STARTING);
                 live.extend(more.collect::<Vec<_>>().await);
-                at_rest(&world, &mut clients, &format!("{stored} stored, {count} live"), report).await?;
+                at_rest(&world, &mut clients, &format!("{stored} stored, {count} live"), count == of(LIVE[LIVE.len() - 1]), report).await?;
             }
             let removed = stream::iter(live).map(|id| remove(clients.clone(), id)).buffer_unordered(STARTING);
             removed.collect::<()>().await;
@@ -117,7 +120,7 @@ async fn remove(mut clients: Clients, id: String) {
 }
 
 /// Memory, processor time and answers of a daemon to which nothing happens.
-async fn at_rest(world: &World, clients: &mut Clients, what: &str, report: &mut Report) -> Result<()> {
+async fn at_rest(world: &World, clients: &mut Clients, what: &str, promised: bool, report: &mut Report) -> Result<()> {
     let daemon = world.daemon_pid();
     let before = proc::ticks(daemon);
     tokio::time::sleep(REST).await;
@@ -125,6 +128,10 @@ async fn at_rest(world: &World, clients: &mut Clients, what: &str, report: &mut 
     let share = busy.as_secs_f64() / REST.as_secs_f64() * 100.0;
     let shown = format!("{:.0} ms in {} s: {share:.2} % of a core", millis(busy), REST.as_secs());
     report.row(&format!("processor time at rest, {what}"), &shown, "", "", 1);
+    if promised {
+        report.promise(&format!("processor time at rest, {what}"), 1.0, share, "% of a core");
+        report.promise(&format!("memory of the daemon, {what}"), 40.0, crate::memory::resident(&[daemon])?.median(), "MiB");
+    }
     report.row(&format!("memory of the daemon, {what}"), &crate::memory::shown(&[daemon])?, "", "", 1);
 
     let ids: Vec<String> = clients.list().await.into_iter().map(|session| session.id).collect();
@@ -145,6 +152,9 @@ async fn at_rest(world: &World, clients: &mut Clients, what: &str, report: &mut 
     }
     for (call, times) in [("GetSession", get), ("GetStatus", status), ("ListSessions", list)] {
         let times = Series::new(times);
+        if promised && call != "ListSessions" {
+            report.promise(&format!("{call}, {what} (p95)"), 2.0, times.quantile(0.95), "ms");
+        }
         report.row(&format!("{call}, {what}"), &times.quantiles("ms"), "", "", times.count());
     }
     report.row(&format!("memory of the daemon after these calls, {what}"), &crate::memory::shown(&[daemon])?, "", "", 1);

@@ -11,9 +11,10 @@ use openagent_proto::v1::subscribe_response::Item;
 use openagent_tests::harness::events::Events;
 use openagent_tests::harness::{CANARY, Clients, Driver, PATIENCE, World};
 
-use crate::raw;
+use crate::memory::TICK_MILLIS;
 use crate::report::{Report, Series};
 use crate::start::{ORDER, Steps, step};
+use crate::{proc, raw};
 
 const MODEL: &str = "scripted/scripted-large";
 
@@ -28,6 +29,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Time at rest after which a session is paused; short, since it is waited for in each round.
 const IDLE: Duration = Duration::from_millis(300);
+
+/// How long nothing happens while processor time is counted.
+const REST: Duration = Duration::from_secs(5);
 
 /// Files of the repository that is copied into a workspace.
 const FILES: usize = 50;
@@ -78,6 +82,8 @@ pub async fn warm(rounds: u32, report: &mut Report) -> Result<()> {
         }
         let (accepted, letters) = (Series::new(accepted), Series::new(letters));
         let what = format!("warm pool, {name}");
+        report.promise(&format!("create to accepted prompt, {what} (p95)"), 200.0, accepted.quantile(0.95), "ms");
+        report.promise(&format!("create to first letter, {what} (p95)"), 600.0, letters.quantile(0.95), "ms");
         report.row(&format!("create to accepted prompt, {what}"), &accepted.quantiles("ms"), "", "", accepted.count());
         report.row(&format!("create to first letter, {what}"), &letters.quantiles("ms"), "", "", letters.count());
         report.note(&format!("Medians of the steps of \"{what}\" in milliseconds: {}.", of_steps(steps)));
@@ -123,7 +129,9 @@ pub async fn resume(driver: Driver, rounds: u32, report: &mut Report) -> Result<
         }
     }
     world.end().await;
-    report.compare(&what, &Series::new(ours), &Series::new(theirs), "s");
+    let (ours, theirs) = (Series::new(ours), Series::new(theirs));
+    report.compare(&what, &ours, &theirs, "s");
+    report.promise(&format!("{what}, beyond OpenCode's own start (median)"), 1.0, ours.median() - theirs.median(), "s");
     report.note(
         "Resume of a stopped session: from the ResumeSession call until the Prompt call that follows it at once is answered; raw is the cold start of \
          OpenCode as above.",
@@ -179,9 +187,21 @@ pub async fn wake(driver: Driver, rounds: u32, report: &mut Report) -> Result<()
             letters.push(millis(at_letter));
         }
     }
+    until_instance(&mut events, v1::InstanceState::Paused).await;
+    let root = crate::latency::agent_root(&world, &id).await?;
+    let inside: Vec<u32> = ["openagent-sidecar", "opencode"].iter().flat_map(|program| proc::named(root, program)).collect();
+    let ticks = |pids: &[u32]| pids.iter().map(|pid| proc::ticks(*pid)).sum::<u64>() * TICK_MILLIS;
+    let daemon = [world.daemon_pid()];
+    let before = (ticks(&daemon), ticks(&inside));
+    tokio::time::sleep(REST).await;
+    let shown = format!("daemon {} ms, sidecar and OpenCode {} ms", ticks(&daemon) - before.0, ticks(&inside) - before.1);
+    report.row(&format!("processor time of a paused session, {} s, {name}", REST.as_secs()), &shown, "", "", 1);
     world.end().await;
     for (part, times) in [("accepted", accepted), ("instance awake", woken), ("first letter", letters)] {
         let times = Series::new(times);
+        if part == "accepted" {
+            report.promise(&format!("{what} (p95)"), 150.0, times.quantile(0.95), "ms");
+        }
         report.row(&format!("{what}: {part}"), &times.quantiles("ms"), "", "", times.count());
     }
     report.note("Prompt of a paused session: from the Prompt call until the client has seen each of these; the session was paused by its idle timeout.");
