@@ -34,7 +34,7 @@ use recent::Recent;
 pub use recorded::Recorded;
 
 /// What a reader takes from the store at once.
-const PAGE: Page = Page { events: 256, bytes: 1024 * 1024 };
+const PAGE: Page = Page { events: 256, bytes: 256 * 1024 };
 
 /// Histories that are kept in memory before it is looked for some that nobody needs.
 const HISTORIES_MAX: usize = 256;

@@ -36,7 +36,7 @@ use openagent_core::id::SessionId;
 use openagent_core::permission::PermissionRule;
 use openagent_core::time::Timestamp;
 use sled::{Batch, Db};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub(crate) use append::NewEvent;
 pub use archive::{BackupError, Manifest};
@@ -52,6 +52,9 @@ pub(crate) use verify::Envelope;
 pub use verify::{Opener, Report};
 use writer::{Answer, Job, Ledger, cursor_name};
 
+/// Pages of histories that are read at a time: a crowd of readers waits its turn instead of taking a thread and memory each.
+const PAGE_READS_MAX: usize = 16;
+
 /// A handle on the store. The last one to be dropped closes it.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
@@ -62,6 +65,8 @@ struct Inner {
     /// Of the writer, which dozes while the disk is full.
     waker: Thread,
     space: Arc<Space>,
+    /// Turns of those who read pages of histories.
+    page_reads: Semaphore,
     compacting: watch::Receiver<BTreeSet<SessionId>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     db: Db,
@@ -124,6 +129,7 @@ impl Store {
             jobs: Mutex::new(Some(jobs)),
             waker: thread.thread().clone(),
             space,
+            page_reads: Semaphore::new(PAGE_READS_MAX),
             compacting,
             writer: Mutex::new(Some(thread)),
             db: opened.db,

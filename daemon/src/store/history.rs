@@ -70,6 +70,8 @@ impl Store {
         known: Option<Floor>,
     ) -> Result<Read, StoreError> {
         let session = session.clone();
+        // Never closed.
+        let _turn = self.0.page_reads.acquire().await;
         self.read(move |db| {
             let mut floor = floor_of(db, &session)?;
             loop {
