@@ -107,6 +107,7 @@ enum Command {
 
 struct Shared {
     acknowledged: AtomicU64,
+    kept_from: AtomicU64,
     live: Mutex<Live>,
     letters: watch::Sender<()>,
 }
@@ -147,8 +148,12 @@ impl Journal {
         let files = SegmentFiles::open(&folder, limits)?;
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (bell, head) = watch::channel(files.last());
-        let shared =
-            Arc::new(Shared { acknowledged: AtomicU64::new(0), live: Mutex::new(Live::default()), letters: watch::Sender::new(()) });
+        let shared = Arc::new(Shared {
+            acknowledged: AtomicU64::new(0),
+            kept_from: AtomicU64::new(u64::MAX),
+            live: Mutex::new(Live::default()),
+            letters: watch::Sender::new(()),
+        });
         let writer = Writer { files, inbox, bell, shared: Arc::clone(&shared) };
         std::thread::Builder::new()
             .name("journal".to_owned())
@@ -206,6 +211,11 @@ impl Journal {
         self.shared.acknowledged.fetch_max(seq, Ordering::AcqRel);
         // When the queue is full the thread is at work, and looks at the number after its next batch anyway.
         let _ = self.commands.try_send(Command::Trim);
+    }
+
+    /// Entries behind `seq` are kept though they are acknowledged, as long as there is room.
+    pub fn keep_from(&self, seq: u64) {
+        self.shared.kept_from.store(seq, Ordering::Release);
     }
 
     /// Waits until everything that was recorded before this call has been answered.
@@ -381,7 +391,8 @@ impl Writer {
     }
 
     fn trim(&mut self) {
-        if let Err(error) = self.files.trim(self.shared.acknowledged.load(Ordering::Acquire)) {
+        let (acknowledged, kept_from) = (self.shared.acknowledged.load(Ordering::Acquire), self.shared.kept_from.load(Ordering::Acquire));
+        if let Err(error) = self.files.trim(acknowledged, kept_from) {
             tracing::warn!(%error, "the journal cannot be trimmed");
         }
     }

@@ -2,6 +2,7 @@
 
 mod reply;
 mod rise;
+mod told;
 mod waiting;
 
 use std::collections::BTreeMap;
@@ -14,11 +15,13 @@ use openagent_core::event::{AgentExit, AgentProcess, EventKind, Part, PartBody, 
 use openagent_core::id::ConversationId;
 use openagent_core::time::Timestamp;
 use openagent_proto::sidecar::{AgentStarted, ErrorCode, PermissionReply, Prompt, Prompted, QuestionReply, StartAgent};
+use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use self::rise::{Missed, Rise, Risen, Warm};
+use self::told::Told;
 use self::waiting::Waiting;
 use super::Condition;
 use super::opencode::client::Client;
@@ -49,6 +52,10 @@ const EXITS_WINDOW: Duration = Duration::from_secs(120);
 
 /// Exit code of a process that SIGKILL ended.
 const KILLED: i32 = 128 + 9;
+
+/// Under these names numbers in the journal are kept beside those of conversations: behind which it is read again, and its last.
+const JOURNAL: &str = "journal";
+const JOURNAL_LAST: &str = "journal-last";
 
 /// Time for the last events of a turn that a shutdown has ended.
 const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -135,6 +142,12 @@ pub(super) struct Actor {
     restart_at: Option<Instant>,
     last_prompt_millis: u64,
     saved: BTreeMap<String, u64>,
+    /// Number in the journal up to which it holds what OpenCode's events of known numbers say: now, and before the last turn, of which something may follow behind its end.
+    covered: u64,
+    covered_before: u64,
+    before_turn: u64,
+    /// Until what happened before this sidecar began was read again.
+    told: Option<Told>,
     notices: mpsc::Sender<Notice>,
     noticed: mpsc::Receiver<Notice>,
 }
@@ -179,6 +192,10 @@ impl Actor {
             restart_at: None,
             last_prompt_millis: 0,
             saved: BTreeMap::new(),
+            covered: 0,
+            covered_before: 0,
+            before_turn: 0,
+            told: None,
             notices,
             noticed,
         }
@@ -419,9 +436,12 @@ impl Actor {
     async fn take_in(&mut self, missed: Box<Missed>) {
         match missed.history {
             Some(Ok(events)) => {
+                let told = self.told.take();
                 for event in events {
-                    let outputs = self.translator.replay(&event, now());
+                    let mut outputs = self.translator.replay(&event, now());
+                    outputs.retain(|output| told.as_ref().is_none_or(|told| told.is_new(output)));
                     self.tell(outputs).await;
+                    self.covered = self.journal.last();
                 }
             }
             Some(Err(error)) => {
@@ -448,11 +468,22 @@ impl Actor {
         self.tell(outputs).await;
     }
 
+    async fn take_event(&mut self, payload: &Value) {
+        let outputs = self.translator.apply(payload, now());
+        self.tell(outputs).await;
+        if Translator::is_number(payload) {
+            self.covered = self.journal.last();
+        }
+    }
+
     async fn event(&mut self, feed: Feed) {
         match feed {
             Feed::Event(payload) => {
-                let outputs = self.translator.apply(&payload, now());
-                self.tell(outputs).await;
+                self.take_event(&payload).await;
+                if !self.translator.in_turn() {
+                    // What follows a turn is not told with the next one.
+                    self.save().await;
+                }
             }
             Feed::Broken => self.translator.stream_broke(),
             Feed::Hanging => {
@@ -480,8 +511,7 @@ impl Actor {
                 && let Ok(feed) = up.events.try_recv()
             {
                 if let Feed::Event(payload) = feed {
-                    let outputs = self.translator.apply(&payload, now());
-                    self.tell(outputs).await;
+                    self.take_event(&payload).await;
                 }
             }
             self.end(*up).await;
@@ -553,8 +583,7 @@ impl Actor {
         while was_in_turn && up.reading.is_none() && self.translator.in_turn() {
             let Ok(Some(feed)) = tokio::time::timeout_at(last, up.events.recv()).await else { break };
             if let Feed::Event(payload) = feed {
-                let outputs = self.translator.apply(&payload, now());
-                self.tell(outputs).await;
+                self.take_event(&payload).await;
             }
         }
         self.end(up).await;
@@ -583,6 +612,7 @@ impl Actor {
                         self.record(out_of_memory()).await;
                     }
                     if at_rest {
+                        self.before_turn = std::mem::replace(&mut self.covered_before, self.covered);
                         self.save().await;
                     }
                 }
@@ -615,9 +645,24 @@ impl Actor {
     async fn load(&mut self) {
         let read = tokio::fs::read(self.sequences_file()).await;
         // Without them everything is read again, which tells nothing new but harms nobody.
-        if let Some(sequences) = read.ok().and_then(|bytes| serde_json::from_slice::<BTreeMap<String, u64>>(&bytes).ok()) {
-            self.saved.clone_from(&sequences);
-            self.translator.continue_from(sequences);
+        let mut saved = read.ok().and_then(|bytes| serde_json::from_slice::<BTreeMap<String, u64>>(&bytes).ok()).unwrap_or_default();
+        let (journal, last) = (saved.remove(JOURNAL).unwrap_or_default(), saved.remove(JOURNAL_LAST).unwrap_or_default());
+        self.saved.clone_from(&saved);
+        self.translator.continue_from(saved);
+        (self.covered, self.covered_before, self.before_turn) = (journal, journal, journal);
+        self.journal.keep_from(journal);
+        if self.journal.last() < last {
+            // Its end was lost, and is not read again from OpenCode: whoever wants it is told of a gap.
+            let _ = self.journal.subscribe(last).try_next().await;
+        }
+        match Told::read(&self.journal, journal).await {
+            Ok(mut told) => {
+                // Whoever asked has ended with its sidecar.
+                let outputs = self.translator.asked_before(told.take_asked());
+                self.told = Some(told);
+                self.tell(outputs).await;
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "what was told before could not be read"),
         }
     }
 
@@ -626,14 +671,20 @@ impl Actor {
         if self.saved == *self.translator.sequences() || self.waiting.is_stuck() {
             return;
         }
-        let sequences = self.translator.sequences().clone();
+        let (sequences, journal) = (self.translator.sequences().clone(), self.before_turn);
+        let mut kept = sequences.clone();
+        kept.insert(JOURNAL.to_owned(), journal);
+        kept.insert(JOURNAL_LAST.to_owned(), self.journal.last());
         let (file, next) = (self.sequences_file(), self.sequences_file().with_extension("new"));
         let write = async {
-            tokio::fs::write(&next, serde_json::to_vec(&sequences).unwrap_or_default()).await?;
+            tokio::fs::write(&next, serde_json::to_vec(&kept).unwrap_or_default()).await?;
             tokio::fs::rename(&next, &file).await
         };
         match write.await {
-            Ok(()) => self.saved = sequences,
+            Ok(()) => {
+                self.saved = sequences;
+                self.journal.keep_from(journal);
+            }
             Err(error) => tracing::warn!(%error, "the place in the agent's events could not be kept"),
         }
     }

@@ -181,7 +181,8 @@ impl SegmentFiles {
         let mut piece = vec![0; size(end - start)?];
         let read = segment.file.read_exact_at(&mut piece, start);
         let piece = Bytes::from(piece);
-        for index in from..=to.unwrap_or(from) {
+        // None where it is still empty.
+        for index in from..to.map_or(from, |to| to + 1) {
             let seq = segment.first + index as u64;
             let mut entry = piece.slice(size(segment.offsets[index] - start)?..size(segment.end_of(index) - start)?);
             match decode(&mut entry, seq).filter(|_| read.is_ok()) {
@@ -193,13 +194,13 @@ impl SegmentFiles {
         Ok(items)
     }
 
-    /// Gives up segments of which everything is acknowledged.
-    pub fn trim(&mut self, acknowledged: u64) -> io::Result<()> {
+    /// Gives up segments of which everything is acknowledged, but for what is behind `kept_from`.
+    pub fn trim(&mut self, acknowledged: u64, kept_from: u64) -> io::Result<()> {
         let last = self.last();
         if acknowledged >= last && self.segments.back().is_some_and(|segment| segment.length >= self.limits.worth_trimming_bytes) {
             self.begin_segment(last + 1)?;
         }
-        while self.segments.len() > 1 && self.segments.front().is_some_and(|segment| segment.last() <= acknowledged) {
+        while self.segments.len() > 1 && self.segments.front().is_some_and(|segment| segment.last() <= acknowledged.min(kept_from)) {
             self.drop_oldest()?;
         }
         Ok(())

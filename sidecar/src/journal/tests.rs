@@ -210,6 +210,17 @@ async fn a_reader_that_is_ahead_moves_the_numbers_on() {
     close_and_read(journal, folder.path()).await;
 }
 
+#[tokio::test]
+async fn who_was_behind_when_the_numbers_moved_on_is_told_of_a_gap() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path()).unwrap();
+    journal.record(event(1)).await.unwrap();
+    assert!(journal.subscribe(5).try_next().await.unwrap().is_none());
+    let gap = (5, "gap from 2".to_owned());
+    assert_eq!(drain(&mut journal.subscribe(0)).await.last(), Some(&gap), "nothing is behind it yet");
+    assert_eq!(drain(&mut journal.subscribe(1)).await, [gap]);
+}
+
 async fn close_and_read(journal: Journal, folder: &Path) {
     // The reader of the test above holds the thread; a journal that is opened elsewhere sees the same.
     let seen = drain(&mut journal.subscribe(0)).await;

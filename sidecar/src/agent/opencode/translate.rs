@@ -121,13 +121,19 @@ impl Translator {
     /// Takes one event: the `payload` of a `/global/event`, or an event of `/event`.
     pub fn apply(&mut self, payload: &Value, now: Timestamp) -> Vec<Output> {
         let name = text(payload, "type");
-        if name == "sync" {
+        if Self::is_number(payload) {
             let event = field(payload, "syncEvent");
             self.saw_sequence(text(event, "aggregateID"), field(event, "seq"));
         } else if !self.replayed.remove(text(payload, "id")) {
             self.dispatch(name, field(payload, "properties"), now);
         }
         self.take()
+    }
+
+    /// Whether it only tells the number of the durable event before it.
+    #[must_use]
+    pub fn is_number(payload: &Value) -> bool {
+        text(payload, "type") == "sync"
     }
 
     /// Takes one entry of `/sync/history`: a durable event that may have been missed.

@@ -51,6 +51,19 @@ impl Translator {
         self.take()
     }
 
+    /// An earlier run has told that these were asked, and no answer: nobody waits for one any more.
+    pub fn asked_before(&mut self, asked: Vec<EventKind>) -> Vec<super::Output> {
+        for event in asked {
+            match event {
+                EventKind::PermissionAsked { request } => self.wait_for(request.id, request.conversation.as_str(), true),
+                EventKind::QuestionAsked { request } => self.wait_for(request.id, request.conversation.as_str(), false),
+                _ => false,
+            };
+        }
+        self.withdraw_requests(|_| true, "the agent's process ended");
+        self.take()
+    }
+
     /// Announces the answer that is about to be given; `None` takes it back. Its event will carry it.
     pub fn expect_answer(&mut self, id: &str, answer: Option<Answer>) {
         if let Some(pending) = self.requests.get_mut(id) {
