@@ -99,17 +99,16 @@ async fn freeze(
     actor: mpsc::Sender<Input>,
     mut wanted: watch::Receiver<bool>,
 ) {
-    let mut frozen = false;
+    // Unknown after a call that failed: it may have been done all the same, or somebody else's doing.
+    let mut frozen = Some(false);
     while wanted.changed().await.is_ok() {
         let want = *wanted.borrow_and_update();
-        let outcome = match (want, want == frozen) {
+        let outcome = match (want, frozen == Some(want)) {
             (_, true) => Ok(()),
             (true, false) => shared.driver.pause(&session, &instance).await,
             (false, false) => shared.driver.wake(&session, &instance).await,
         };
-        if outcome.is_ok() {
-            frozen = want;
-        }
+        frozen = outcome.is_ok().then_some(want);
         if actor.send(Input::Frozen(instance.clone(), want, outcome)).await.is_err() {
             return;
         }

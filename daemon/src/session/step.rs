@@ -13,7 +13,7 @@ use openagent_proto::sidecar as wire;
 use super::Shared;
 use super::admission::Permit;
 use crate::driver::{InstanceSpec, Purpose};
-use crate::sidecar::{Credentials, SidecarClient, registration_token};
+use crate::sidecar::{Credentials, SidecarClient, SidecarError, registration_token};
 
 /// Kind of the sealed record that holds the credentials of a session's sidecar.
 pub const CREDENTIALS: &str = "sidecar-credentials";
@@ -100,11 +100,11 @@ impl StepRun {
                 return Ok(Yield::Connected(client, credentials));
             }
             Step::Keys => {
-                let (client, credentials) = self.connected.as_ref().ok_or_else(lost_thread)?;
+                let (client, credentials) = self.connected.as_ref().ok_or_else(|| SidecarError::Lost.fault())?;
                 push_keys(&self.shared, &self.session, client, credentials, self.keys_version).await?;
             }
             Step::Agent => {
-                let (client, _) = self.connected.as_ref().ok_or_else(lost_thread)?;
+                let (client, _) = self.connected.as_ref().ok_or_else(|| SidecarError::Lost.fault())?;
                 client.start(&self.start_agent()).await.map_err(|error| error.fault())?;
             }
         }

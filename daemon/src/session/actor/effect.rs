@@ -66,8 +66,14 @@ impl Actor {
         match job {
             Job::Step(instance, Step::Admission) => self.ask_for_room(me, instance),
             Job::Step(instance, step) => {
-                let run = self.step_run(instance.clone());
+                let mut run = self.step_run(instance.clone());
+                // Lost since the registration: the link dials anew.
+                let lost = self.live.as_ref().filter(|_| run.connected.is_none()).map(|live| live.credentials.clone());
+                let client = self.client.subscribe();
                 tasks.spawn("session-step", async move {
+                    if let Some(credentials) = lost {
+                        run.connected = linked(client).await.ok().map(|client| (client, credentials));
+                    }
                     let (outcome, millis) = run.run(step).await;
                     let _ = me.send(Input::Stepped(instance, step, outcome, millis)).await;
                 });
