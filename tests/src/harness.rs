@@ -7,6 +7,7 @@ pub mod client;
 pub mod engine;
 pub mod engine_proxy;
 pub mod events;
+pub mod host;
 pub mod instance;
 pub mod leak;
 pub mod light_image;
@@ -16,6 +17,7 @@ pub mod process;
 pub mod pty;
 pub mod refusal;
 pub mod shell;
+pub mod subject;
 pub mod witness;
 
 use std::collections::BTreeMap;

@@ -102,6 +102,7 @@ const RULES: &[Rule] = &[
 const SLEEPS: &[(&str, &str)] = &[
     ("tests/src/model/http.rs", "the scripted model pauses where a prompt asks for it"),
     ("tests/src/bin/stand_in_agent/turn.rs", "the stand-in pauses where a prompt asks for it"),
+    ("tests/src/harness/engine_proxy.rs", "a rule delays calls where a test asks for it"),
     ("tests/src/bench/memory.rs", "what is measured is that nothing happens for a while"),
 ];
 

@@ -54,6 +54,8 @@ pub enum Action {
     Hold,
     /// The engine does it; its answer waits until the rule is released.
     HoldAnswer,
+    /// It waits this long before the engine hears of it.
+    Delay(Duration),
     /// The engine never hears of it; this is answered.
     Answer {
         /// HTTP status.
@@ -403,6 +405,10 @@ async fn call(
                     return Err(cut());
                 }
             }
+            Action::Delay(time) => {
+                rule.count();
+                tokio::time::sleep(*time).await;
+            }
             Action::Answer { status, message } => {
                 rule.count();
                 return Ok(answer(*status, message));
@@ -432,7 +438,7 @@ async fn call(
                 rule.count();
                 return Err(cut());
             }
-            Action::Pass | Action::Hold | Action::Answer { .. } | Action::Cut => {}
+            Action::Pass | Action::Hold | Action::Delay(_) | Action::Answer { .. } | Action::Cut => {}
         }
     }
     if answered.status() == StatusCode::SWITCHING_PROTOCOLS
