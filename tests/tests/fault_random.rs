@@ -77,9 +77,10 @@ enum Action {
     HangSidecar,
     HangAgent,
     FillDisk,
+    Reboot,
 }
 
-const ACTIONS: [(Action, u64); 16] = [
+const ACTIONS: [(Action, u64); 17] = [
     (Action::Prompt, 30),
     (Action::Answer, 18),
     (Action::Abort, 4),
@@ -96,6 +97,7 @@ const ACTIONS: [(Action, u64); 16] = [
     (Action::HangSidecar, 2),
     (Action::HangAgent, 2),
     (Action::FillDisk, 2),
+    (Action::Reboot, 1),
 ];
 
 /// A session as its users know it.
@@ -374,6 +376,11 @@ impl Story {
             }
             Action::RestartDaemon => {
                 self.world.stop().await;
+                self.back().await;
+            }
+            Action::Reboot => {
+                self.world.reboot().await;
+                self.hanging.clear();
                 self.back().await;
             }
             Action::HangDaemon => {
