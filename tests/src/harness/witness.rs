@@ -260,7 +260,7 @@ pub fn assert_none_twice(history: &[v1::Event]) {
         };
         if let Some(state) = state {
             let before = states.insert(state.clone(), kind);
-            assert!(before != Some(kind), "the {state} is told twice as it is, again by event {}", event.seq);
+            assert!(before != Some(kind), "the {state} is told twice as it is, again by event {}: {kind:?}", event.seq);
         }
     }
 }
