@@ -122,8 +122,9 @@ enum Done {
 }
 
 struct Story {
-    world: World,
+    // Dropped first: a folder with a disk in it cannot be removed.
     disk: SmallDisk,
+    world: World,
     clients: Clients,
     chance: Chance,
     sessions: BTreeMap<String, Known>,
