@@ -91,12 +91,12 @@ async fn the_engine_goes_and_comes_back(containers: Containers) {
 
 #[tokio::test]
 async fn an_engine_that_takes_its_containers_along_is_stopped_and_killed() {
-    the_engine_goes_and_comes_back(Containers::EndWithIt).await;
+    Box::pin(the_engine_goes_and_comes_back(Containers::EndWithIt)).await;
 }
 
 #[tokio::test]
 async fn an_engine_whose_containers_run_on_is_stopped_and_killed() {
-    the_engine_goes_and_comes_back(Containers::RunOn).await;
+    Box::pin(the_engine_goes_and_comes_back(Containers::RunOn)).await;
 }
 
 #[tokio::test]
@@ -223,12 +223,14 @@ async fn a_container_is_removed_or_killed_by_somebody_else() {
         (Meddling::KillMain, v1::ExitReason::Killed),
     ] {
         for moment in [Moment::MidStream, Moment::Asked, Moment::Frozen] {
+            if moment == Moment::Frozen && matches!(how, Meddling::KillMain) {
+                // With control groups of version 1 a frozen process does not die before it is thawed.
+                continue;
+            }
             let mut subject = Subject::at(&world, moment).await;
             let container = world.container(&subject.id).await.id;
             meddle(&world.engine(), &container, how).await;
-            if moment == Moment::Frozen && matches!(how, Meddling::KillMain) {
-                // With control groups of version 1 it dies only once it is thawed, by the prompt that it was to answer.
-            } else if moment == Moment::Frozen {
+            if moment == Moment::Frozen {
                 subject.lost_in_its_sleep(&mut clients, reason).await;
             } else {
                 let fault = subject.failed(&mut clients, "INSTANCE_ENDED", reason).await;
