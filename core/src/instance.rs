@@ -75,7 +75,9 @@ impl ExitCause {
             Self::OutOfMemory => "resume the session: openagent resume ID; a new session can be given more: openagent new --memory SIZE",
             Self::EngineGone => "start the container engine, then resume the session: openagent resume ID",
             Self::EngineStopped => "once the container engine is back, resume the session: openagent resume ID",
-            Self::Unresponsive => "resume the session: openagent resume ID; if this happens again, look for a full disk or too little memory",
+            Self::Unresponsive => {
+                "resume the session: openagent resume ID; if this happens again, look for a full disk or too little memory"
+            }
         }
     }
 }

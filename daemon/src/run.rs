@@ -133,6 +133,7 @@ pub async fn run(options: Options) -> Result<(), Fault> {
         on_shutdown: Arc::clone(&on_shutdown),
     };
     let served = rpc::serve(context, listener, DRAIN).await;
+    registry.shared().pool.close().await;
     match *on_shutdown.borrow() {
         OnShutdown::Keep => tracing::info!("ending; sessions go on running"),
         OnShutdown::Stop => {

@@ -188,8 +188,8 @@ impl v1::session_service_server::SessionService for Sessions {
 
     async fn list_sessions(&self, _: Request<v1::ListSessionsRequest>) -> Result<Response<v1::ListSessionsResponse>, Status> {
         let mut views = self.0.registry.shared().directory.all();
-        // Ids sort by creation, also within one millisecond.
-        views.sort_by(|a, b| b.record.session.id.cmp(&a.record.session.id));
+        // Within one millisecond ids tell the order, but for those of prepared instances, which are older than their sessions.
+        views.sort_by_key(|view| std::cmp::Reverse((view.record.session.created_at, view.record.session.id.clone())));
         Ok(Response::new(v1::ListSessionsResponse { sessions: views.iter().map(|view| convert::session(view)).collect() }))
     }
 
@@ -273,13 +273,6 @@ impl v1::session_service_server::SessionService for Sessions {
 
     async fn resume_session(&self, request: Request<v1::ResumeSessionRequest>) -> Result<Response<v1::ResumeSessionResponse>, Status> {
         let handle = self.find(&request.into_inner().session_id)?;
-        let driver = self.0.registry.shared().driver.name();
-        let own = handle.view().record.session.driver.clone();
-        if own != driver {
-            let message = format!("the session was made with the {own} driver, and this daemon uses the {driver} driver");
-            let hint = format!("start the daemon with OPENAGENT_DRIVER={own}");
-            return Err(status(&Fault::new("OTHER_DRIVER", message, hint)));
-        }
         handle.ask(Command::Resume).await.map_err(|fault| status(&fault))?;
         Ok(Response::new(v1::ResumeSessionResponse { session: Self::wire(&handle) }))
     }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use openagent_core::activity::{Activity, ActivityTracker};
 use openagent_core::event::{EventKind, StepOutcome};
 use openagent_core::id::{InstanceId, RequestId};
-use openagent_core::instance::{ExitCause, Instance};
+use openagent_core::instance::{ExitCause, Instance, InstanceState};
 use openagent_core::permission::PermissionRule;
 use openagent_core::secret::Secret;
 use openagent_core::session::lifecycle::{Effect, Input as LifecycleInput, Reply, Rest, State};
@@ -37,6 +37,7 @@ use crate::clock;
 use crate::event::Item;
 use crate::sidecar::{Credentials, SidecarClient};
 use crate::store::{SessionRecord, StoreError};
+use crate::task::Task;
 use crate::vault::Versions;
 use effect::Job;
 
@@ -51,6 +52,9 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// Time after which the actor of a session at rest is let go; it is cheap to raise it again.
 const RELEASE_AFTER: Duration = Duration::from_secs(5);
+
+/// Time after which an instance that could not be frozen is tried again.
+const FREEZE_RETRY: Duration = Duration::from_secs(60);
 
 /// Own events that are held while the store takes no writes; a session says little of its own then, since its ladder waits.
 const HELD_EVENTS_MAX: usize = 256;
@@ -87,6 +91,8 @@ pub enum Input {
     Yield,
     /// The set of stored keys changed.
     KeysChanged,
+    /// The sidecar does not have it yet.
+    KeysNotPushed,
     /// Who follows the session changed.
     Attached,
     /// What could not be stored is to be tried again.
@@ -101,8 +107,8 @@ pub enum Birth {
     New,
     /// It is new and has a prepared instance, whose sidecar is registered, and the room that this takes.
     Claimed(Credentials, Permit),
-    /// It was found in the store when the daemon started.
-    Found,
+    /// It was found in the store, with the room that its instance takes.
+    Found(Option<Permit>),
 }
 
 /// The actor.
@@ -144,8 +150,12 @@ pub struct Actor {
     settled: Vec<oneshot::Sender<Result<(), Fault>>>,
     /// Told when the instance is thawed, or cannot be.
     wakers: Vec<oneshot::Sender<Result<(), Fault>>>,
-    /// Keys or title changed while the instance was frozen.
+    /// Keys or title may have changed while the sidecar could not be told.
     stale: bool,
+    /// The agent is to be started with another model before its next prompt.
+    restart_due: bool,
+    /// The step that was begun last.
+    running: Option<(Step, Task<()>)>,
     stop_grace: Duration,
     idle_at: Option<Instant>,
     /// When the actor is not needed any more, if nobody asks for it until then.
@@ -205,6 +215,8 @@ impl Actor {
             settled: vec![],
             wakers: vec![],
             stale: false,
+            restart_due: false,
+            running: None,
             stop_grace,
             idle_at: None,
             release_at: None,
@@ -232,7 +244,8 @@ impl Actor {
                 let instance = self.record.instance.as_ref().map_or_else(new_instance, |instance| instance.id.clone());
                 self.lifecycle(LifecycleInput::Claim(instance));
             }
-            Birth::Found => {
+            Birth::Found(permit) => {
+                self.permit = permit;
                 if self.record.lifecycle.instance().is_some() {
                     self.recall().await;
                 }
@@ -281,29 +294,29 @@ impl Actor {
 
     /// Picks up what the daemon left when it ended.
     async fn take_up(&mut self) {
-        let memory = self.record.session.limits.memory_bytes;
+        if let Err(fault) = self.own_driver() {
+            tracing::warn!(session = %self.record.session.id, %fault, "a session cannot be taken up");
+            self.unreachable_since = Some(clock::now());
+            return;
+        }
         match self.record.lifecycle.state().clone() {
-            State::Active { instance } => {
-                self.permit = Some(self.shared.admission.adopt(memory));
-                self.adopt(instance, true).await;
-            }
-            State::Idle { instance } => {
-                self.permit = Some(self.shared.admission.adopt(memory));
-                self.adopt(instance, false).await;
-            }
+            State::Active { instance } => self.adopt(instance, true).await,
+            State::Idle { instance } => self.adopt(instance, false).await,
             // Whoever prompted it was told that the daemon ended.
             State::Waking { instance } => {
-                self.permit = Some(self.shared.admission.adopt(memory));
                 self.lifecycle(LifecycleInput::WakeFailed(instance.clone()));
                 self.adopt(instance, false).await;
             }
             State::Starting { step, .. } => {
-                self.permit = (step > Step::Admission).then(|| self.shared.admission.adopt(memory));
                 self.instance_ended(Some(ExitCause::NotStarted));
                 self.lifecycle(LifecycleInput::Interrupted);
+                if step == Step::Admission {
+                    // It holds nothing that could be undone, and keeps its place.
+                    self.jobs.clear();
+                    self.lifecycle(LifecycleInput::Unwound(new_instance()));
+                }
             }
             State::Unwinding { rest, .. } => {
-                self.permit = Some(self.shared.admission.adopt(memory));
                 let mut steps = vec![Step::Start, Step::Create];
                 let removed = matches!(rest, Rest::RemovedNext | Rest::Removed);
                 if removed || !self.record.lifecycle.workspace_ready() {
@@ -314,6 +327,16 @@ impl Actor {
             }
             State::Resting | State::Stopped | State::Failed { .. } | State::Removed => {}
         }
+    }
+
+    /// Whether the daemon uses the driver that the session was made with.
+    fn own_driver(&self) -> Result<(), Fault> {
+        let (own, used) = (&self.record.session.driver, self.shared.driver.name());
+        if own == used {
+            return Ok(());
+        }
+        let message = format!("the session was made with the {own} driver, and this daemon uses the {used} driver");
+        Err(Fault::new("OTHER_DRIVER", message, format!("start the daemon with OPENAGENT_DRIVER={own}")))
     }
 
     fn lifecycle(&mut self, input: LifecycleInput) -> Reply {
@@ -367,6 +390,7 @@ impl Actor {
 
     fn begin(&mut self, id: InstanceId, step: Step) {
         if step == Step::Admission {
+            self.forget_instance();
             self.record.instance = Some(Instance::provisioning(id.clone(), self.record.session.driver.clone(), clock::now()));
         }
         let claimed = step == Step::Workspace && self.claimed.is_some();
@@ -396,12 +420,17 @@ impl Actor {
 
     /// There is no instance any more.
     fn let_go(&mut self) {
+        self.forget_instance();
+        self.permit = None;
+    }
+
+    fn forget_instance(&mut self) {
         self.unlink();
         self.inbox.clear();
         self.replies.extend(self.unconfirmed.drain(..).map(|(_, reply)| reply));
-        self.permit = None;
         self.token = None;
         self.claimed = None;
+        self.prepared = false;
     }
 
     fn refuse_waiting(&mut self, fault: &Fault) {
@@ -444,12 +473,17 @@ impl Actor {
         // Whoever has a terminal open is at work in it.
         let at_terminal = self.attached.borrow().iter().any(|(_, attached)| attached.to == AttachedTo::Terminal);
         let armed = active && resting && self.delivering == 0 && !at_terminal && timeout > 0;
-        self.idle_at = armed.then(|| Instant::now() + Duration::from_millis(timeout));
+        // One that could not be frozen is tried again.
+        let unfrozen = matches!(self.record.lifecycle.state(), State::Idle { .. })
+            && self.record.instance.as_ref().is_some_and(|instance| instance.state == InstanceState::Running);
+        let after = if armed { Some(Duration::from_millis(timeout)) } else { unfrozen.then_some(FREEZE_RETRY) };
+        // Whoever only looks does not keep it awake.
+        self.idle_at = after.map(|after| self.idle_at.unwrap_or_else(|| Instant::now() + after));
     }
 
     /// A stopped or failed session to which nothing happens needs no actor.
     fn rearm_release(&mut self) {
-        let at_rest = matches!(self.record.lifecycle.state(), State::Stopped | State::Failed { .. });
+        let at_rest = matches!(self.record.lifecycle.state(), State::Stopped | State::Failed { .. } | State::Resting);
         let unused = at_rest && self.retry_at.is_none() && self.attached.borrow().is_empty();
         self.release_at = unused.then(|| Instant::now() + RELEASE_AFTER);
     }
@@ -494,7 +528,7 @@ impl Actor {
             let _ = reply.send(Ok(message));
         }
         for job in std::mem::take(&mut self.jobs) {
-            if stored.is_err() && matches!(job, Job::Step(..)) {
+            if stored.is_err() && matches!(job, Job::Step(..) | Job::Freeze(_)) {
                 self.jobs.push(job);
             } else {
                 self.start(job);
@@ -562,6 +596,8 @@ impl Actor {
             Ok(Some(bytes)) => match Credentials::from_bytes(&bytes) {
                 Some(credentials) => {
                     tracing::info!(session = %self.record.session.id, "taking up an instance that was left running");
+                    // Keys may have changed while no daemon was there.
+                    self.stale = true;
                     if let Some(live) = self.go_live(instance, credentials) {
                         if linked {
                             live.link(None);

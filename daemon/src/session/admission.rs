@@ -85,22 +85,21 @@ impl Admission {
 
     /// Changes the state, admits who can be, and tells everybody.
     fn with<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        let (result, load) = {
-            let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = change(&mut inner);
-            while let Some(head) = inner.queue.front()
-                && self.fits(&inner.load, head.memory_bytes)
-            {
-                let Some(head) = inner.queue.pop_front() else { break };
-                take(&mut inner.load, head.memory_bytes);
-                head.place.send_replace(Place::Admitted);
-            }
-            for (place, waiter) in (1..).zip(&inner.queue) {
-                waiter.place.send_if_modified(|now| std::mem::replace(now, Place::Waiting(place)) != Place::Waiting(place));
-            }
-            inner.load.waiting = u32::try_from(inner.queue.len()).unwrap_or(u32::MAX);
-            (result, inner.load)
-        };
+        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut inner);
+        while let Some(head) = inner.queue.front()
+            && self.fits(&inner.load, head.memory_bytes)
+        {
+            let Some(head) = inner.queue.pop_front() else { break };
+            take(&mut inner.load, head.memory_bytes);
+            head.place.send_replace(Place::Admitted);
+        }
+        for (place, waiter) in (1..).zip(&inner.queue) {
+            waiter.place.send_if_modified(|now| std::mem::replace(now, Place::Waiting(place)) != Place::Waiting(place));
+        }
+        inner.load.waiting = u32::try_from(inner.queue.len()).unwrap_or(u32::MAX);
+        let load = inner.load;
+        // Under the lock: what is told last must be what is so.
         self.0.load.send_if_modified(|now| std::mem::replace(now, load) != load);
         result
     }

@@ -62,7 +62,16 @@ impl Directory {
             inner.order.insert(number, id);
             number
         });
-        self.doorbell.send_replace(number);
+        self.ring(number);
+    }
+
+    /// Two may ring at once, and the later number must stay.
+    fn ring(&self, number: u64) {
+        self.doorbell.send_if_modified(|last| {
+            let later = number > *last;
+            *last = number.max(*last);
+            later
+        });
     }
 
     /// A session is gone.
@@ -81,7 +90,7 @@ impl Directory {
             }
             number
         });
-        self.doorbell.send_replace(number);
+        self.ring(number);
     }
 
     /// All views, in no order.

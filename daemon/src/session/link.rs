@@ -105,6 +105,8 @@ impl Link {
     async fn follow(&self, mut known: Option<SidecarClient>) {
         let mut attempt = 0;
         let mut silence = Silence::default();
+        // A daemon that ended on a full disk may have frozen it without noting that.
+        let mut may_thaw = known.is_none();
         loop {
             let client = match known.take() {
                 Some(client) => Ok(client),
@@ -132,10 +134,13 @@ impl Link {
             match self.observed().await {
                 Some(Observed::Missing | Observed::Ended(_)) => return,
                 Some(Observed::Running) => {}
+                Some(Observed::Paused) if std::mem::take(&mut may_thaw) => {
+                    let _ = self.shared.driver.wake(&self.session, &self.instance).await;
+                }
                 // Frozen by somebody else, or the engine is away: the sidecar has no chance to answer.
                 Some(Observed::Paused | Observed::Created) | None => silence.excuse(),
             }
-            if let Some(since) = silence.to_tell() {
+            if let Some(since) = silence.told_now() {
                 self.tell_reached(Some(since)).await;
             }
             if silence.is_too_long() {
@@ -281,7 +286,7 @@ impl Silence {
     }
 
     /// Since when, if that is to be told now.
-    fn to_tell(&mut self) -> Option<Timestamp> {
+    fn told_now(&mut self) -> Option<Timestamp> {
         (self.began.elapsed() >= SILENCE_TOLD && !std::mem::replace(&mut self.told, true)).then_some(self.since)
     }
 

@@ -18,6 +18,7 @@ use openagent_core::session::{Fault, IdleAction, Limits, NetworkPolicy, Session,
 use openagent_proto::sidecar as wire;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::admission::Permit;
@@ -35,6 +36,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_sec
 /// Time that a session which took a slot has to itself before the next slot is made: the start of an agent takes whole processors, just when the session's own
 /// agent is to answer its first prompt.
 const CALM: Duration = Duration::from_secs(3);
+
+/// Time for prepared instances to be removed when the daemon ends.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// What is undone of a slot that nobody takes.
 const UNDO: [Step; 3] = [Step::Start, Step::Create, Step::Volume];
@@ -89,6 +93,8 @@ impl Drop for Owned {
 #[derive(Default)]
 struct Inner {
     slots: VecDeque<Slot>,
+    /// What is being prepared.
+    making: Option<(Session, InstanceId)>,
     owned: HashSet<SessionId>,
 }
 
@@ -97,6 +103,8 @@ struct Kept {
     inner: Mutex<Inner>,
     taken: Notify,
     ready: watch::Sender<u32>,
+    close: CancellationToken,
+    closed: CancellationToken,
 }
 
 /// The warm pool. A clone is the same pool.
@@ -107,7 +115,14 @@ impl Pool {
     /// An empty pool; [`Pool::keep`] fills it.
     #[must_use]
     pub fn new(template: Template) -> Self {
-        Self(Arc::new(Kept { template, inner: Mutex::default(), taken: Notify::new(), ready: watch::Sender::new(0) }))
+        Self(Arc::new(Kept {
+            template,
+            inner: Mutex::default(),
+            taken: Notify::new(),
+            ready: watch::Sender::new(0),
+            close: CancellationToken::new(),
+            closed: CancellationToken::new(),
+        }))
     }
 
     /// How many slots are ready, and how many are to be.
@@ -126,7 +141,7 @@ impl Pool {
         let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let result = change(&mut inner);
         let ready = u32::try_from(inner.slots.len()).unwrap_or(u32::MAX);
-        drop(inner);
+        // Under the lock: what is told last must be what is so.
         self.0.ready.send_if_modified(|now| std::mem::replace(now, ready) != ready);
         result
     }
@@ -156,15 +171,34 @@ impl Pool {
         }
     }
 
-    /// Keeps the pool as the configuration says, until the daemon ends; then removes what is left of it.
+    /// Keeps the pool as the configuration says, until it is closed or the daemon ends; then removes what is left of it.
     pub async fn keep(&self, shared: &Arc<Shared>) {
-        if self.0.template.config.size == 0 {
-            return;
+        if self.0.template.config.size > 0 {
+            let ends = async {
+                tokio::select! {
+                    () = shared.tasks.token().cancelled() => {}
+                    () = self.0.close.cancelled() => {}
+                }
+            };
+            tokio::select! {
+                () = ends => {}
+                () = self.refill(shared) => {}
+            }
+            let (slots, making) = self.with(|inner| (std::mem::take(&mut inner.slots), inner.making.take()));
+            let left = slots.iter().map(|slot| (slot.session.clone(), slot.instance.id.clone())).chain(making);
+            let undone = left.map(|(session, instance)| async {
+                StepRun::new(Arc::clone(shared), session, instance).unwind(&UNDO, Duration::ZERO).await;
+            });
+            futures::future::join_all(undone).await;
         }
-        shared.tasks.token().run_until_cancelled(self.refill(shared)).await;
-        let slots = self.with(|inner| std::mem::take(&mut inner.slots));
-        for slot in slots {
-            StepRun::new(Arc::clone(shared), slot.session.clone(), slot.instance.id.clone()).unwind(&UNDO, Duration::ZERO).await;
+        self.0.closed.cancel();
+    }
+
+    /// Ends the pool: nothing more is prepared, and what is prepared is removed. Bounded; what is left then is an orphan for the next daemon.
+    pub async fn close(&self) {
+        self.0.close.cancel();
+        if tokio::time::timeout(CLOSE_MAX, self.0.closed.cancelled()).await.is_err() {
+            tracing::warn!("prepared instances were not removed in time");
         }
     }
 
@@ -173,33 +207,39 @@ impl Pool {
         let mut rules = shared.rules.subscribe();
         let mut load = shared.admission.load();
         let mut failures = 0u32;
+        let mut again_at = Instant::now();
         loop {
             self.weed(shared).await;
             let missing = self.0.template.config.size.saturating_sub(*self.0.ready.borrow());
-            let mut pause = LOOK_EVERY;
             if missing > 0
+                && Instant::now() >= again_at
                 && let Some(permit) = shared.admission.spare(self.0.template.limits.memory_bytes)
             {
                 match self.make(shared, permit).await {
                     Ok(slot) => {
                         failures = 0;
-                        self.with(|inner| inner.slots.push_back(slot));
+                        self.with(|inner| {
+                            inner.making = None;
+                            inner.slots.push_back(slot);
+                        });
                         continue;
                     }
                     Err(fault) => {
-                        pause = PAUSES.0.saturating_mul(2u32.saturating_pow(failures)).min(PAUSES.1);
+                        let pause = PAUSES.0.saturating_mul(2u32.saturating_pow(failures)).min(PAUSES.1);
                         failures = failures.saturating_add(1);
+                        again_at = Instant::now() + pause;
                         tracing::warn!(%fault, again_in_s = pause.as_secs(), "an instance cannot be prepared");
                     }
                 }
             }
-            let failed = failures > 0;
+            let now = Instant::now();
+            let next = if again_at > now { again_at.min(now + LOOK_EVERY) } else { now + LOOK_EVERY };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.0.taken.notified(), if !failed => tokio::time::sleep(CALM).await,
+                () = tokio::time::sleep_until(next) => {}
+                () = self.0.taken.notified() => tokio::time::sleep(CALM).await,
                 _ = keys.changed() => {}
                 _ = rules.changed() => {}
-                _ = load.changed(), if !failed => {}
+                _ = load.changed() => {}
             }
         }
     }
@@ -262,6 +302,7 @@ impl Pool {
         let session = self.session(shared);
         let owned = self.own(&session.id);
         let instance = Instance::provisioning(InstanceId::from_ulid(ulid::Ulid::new()), session.driver.clone(), clock::now());
+        self.with(|inner| inner.making = Some((session.clone(), instance.id.clone())));
         let mut climb = StepRun::new(Arc::clone(shared), session, instance.id.clone());
         let began = Instant::now();
         match prepare(&mut climb).await {
@@ -272,6 +313,7 @@ impl Pool {
             }
             Err(fault) => {
                 climb.unwind(&UNDO, Duration::ZERO).await;
+                self.with(|inner| inner.making = None);
                 Err(fault)
             }
         }

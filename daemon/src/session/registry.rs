@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use super::actor::{Actor, Birth, Input};
 use super::{Command, SessionHandle, Shared, View};
+use crate::clock;
 use crate::driver::OwnedKind;
 use crate::event::LogInfo;
 use crate::store::{SessionRecord, StoreError};
 use crate::task::TaskError;
 use openagent_core::id::SessionId;
-use openagent_core::session::lifecycle::{Input as LifecycleInput, Lifecycle, State};
-use openagent_core::session::{Fault, Session};
+use openagent_core::instance::ExitCause;
+use openagent_core::session::lifecycle::{Input as LifecycleInput, Lifecycle, Rest, State};
+use openagent_core::session::{Fault, Session, Step};
 use tokio::sync::{mpsc, oneshot};
 
 /// Sessions that may be stored. Beyond it the lists that clients show are of no use to anyone.
@@ -65,17 +67,37 @@ impl SessionRegistry {
         let stored = self.shared.store.load_sessions().await?;
         let count = stored.len();
         let mut raised = Vec::new();
-        for (record, cursor) in stored {
-            let at_rest = matches!(record.lifecycle.state(), State::Stopped | State::Failed { .. } | State::Resting);
+        let mut queued = Vec::new();
+        for (mut record, cursor) in stored {
+            let state = record.lifecycle.state().clone();
+            let at_rest = matches!(state, State::Stopped | State::Failed { .. } | State::Resting);
+            // The daemon ended before it could begin with the prepared instance that the session had just got.
+            if at_rest
+                && let Some(instance) = &mut record.instance
+                && instance.ended(Some(ExitCause::NotStarted), clock::now())
+            {
+                self.shared.store.put_session(&record).await?;
+            }
+            let memory = record.session.limits.memory_bytes;
             let view = Arc::new(View::stored(record, &LogInfo::from(&cursor)));
             self.shared.directory.changed(Arc::clone(&view));
-            if !at_rest {
-                let (_, right) = self.with(|all| self.raise(all, view, Birth::Found));
-                raised.push(right);
+            match state {
+                State::Stopped | State::Failed { .. } | State::Resting => {}
+                State::Starting { step: Step::Admission, .. } => queued.push(view),
+                // Before anybody asks for room: it is taken.
+                _ => {
+                    let permit = self.shared.admission.adopt(memory);
+                    raised.push(self.with(|all| self.raise(all, view, Birth::Found(Some(permit)))).1);
+                }
             }
         }
         // Nobody is told what an agent does before it is known. An actor that ended instead is reported elsewhere.
         for right in raised {
+            let _ = right.await;
+        }
+        queued.sort_by_key(|view| view.record.instance.as_ref().map(|instance| instance.created_at));
+        for view in queued {
+            let (_, right) = self.with(|all| self.raise(all, view, Birth::Found(None)));
             let _ = right.await;
         }
         let (registry, stop) = (self.clone(), self.shared.tasks.token().clone());
@@ -104,7 +126,10 @@ impl SessionRegistry {
         let mut load = self.shared.admission.load();
         while load.wait_for(|load| load.waiting > 0).await.is_ok() {
             let views = self.shared.directory.all();
-            let idle = views.iter().filter(|view| matches!(view.record.lifecycle.state(), State::Idle { .. }));
+            let giving =
+                views.iter().filter(|view| matches!(view.record.lifecycle.state(), State::Unwinding { rest: Rest::Resting, .. })).count();
+            let enough = giving >= usize::try_from(load.borrow().waiting).unwrap_or(usize::MAX);
+            let idle = views.iter().filter(|view| !enough && matches!(view.record.lifecycle.state(), State::Idle { .. }));
             if let Some(view) = idle.min_by_key(|view| view.updated_at)
                 && let Some(handle) = self.get(&view.record.session.id)
             {
@@ -126,9 +151,11 @@ impl SessionRegistry {
             }
         };
         for thing in owned {
+            // First: what it hands over has a session before it is no longer the pool's.
+            let pooled = self.shared.pool.owns(&thing.session);
             let known = self.view(&thing.session);
             let wanted = match (&known, &thing.instance, thing.kind) {
-                (None, _, _) if self.shared.pool.owns(&thing.session) => true,
+                (None, _, _) if pooled => true,
                 (None, _, _) | (Some(_), _, OwnedKind::Reader) => false,
                 (Some(_), _, OwnedKind::Volume) => true,
                 (Some(view), instance, OwnedKind::Instance) => {
@@ -156,6 +183,13 @@ impl SessionRegistry {
     /// # Errors
     /// `RESOURCE_EXHAUSTED`, `STORE_FAILED`.
     pub async fn create(&self, session: Session) -> Result<SessionHandle, Fault> {
+        // To its end, also when whoever asked for it goes: what was half made would be nobody's.
+        let registry = self.clone();
+        let made = self.shared.tasks.spawn("session-create", async move { registry.create_now(session).await });
+        made.await.unwrap_or_else(|_| Err(Fault::new("DAEMON_STOPPING", "the daemon is ending", "try again in a moment")))
+    }
+
+    async fn create_now(&self, session: Session) -> Result<SessionHandle, Fault> {
         if self.shared.directory.count() >= SESSIONS_MAX {
             return Err(Fault::new("RESOURCE_EXHAUSTED", "there are too many sessions", "remove old ones: openagent rm ID"));
         }
@@ -205,7 +239,8 @@ impl SessionRegistry {
     fn release(&self, id: &SessionId, inputs: &mpsc::Receiver<Input>) -> bool {
         self.with(|all| {
             // Handles are given away under this lock only, and effects that are on their way hold a sender, too.
-            let unused = inputs.is_empty() && inputs.sender_strong_count() == 1;
+            let followed = all.get(id).is_some_and(|handle| !handle.presence.subscribe().borrow().is_empty());
+            let unused = inputs.is_empty() && inputs.sender_strong_count() == 1 && !followed;
             if unused {
                 all.remove(id);
             }
@@ -232,7 +267,7 @@ impl SessionRegistry {
         let info = LogInfo { last_seq: last.last_seq, journal_seq: 0, updated_at: Some(last.updated_at), usage: last.usage };
         let view = Arc::new(View::stored(record, &info));
         self.shared.directory.changed(Arc::clone(&view));
-        self.with(|all| self.raise(all, view, Birth::Found));
+        self.with(|all| self.raise(all, view, Birth::Found(None)));
     }
 
     /// Stops every session that has an instance, or waits for one, all at once. Bounded by the grace period that each gets; what has not ended then is ended by
@@ -258,7 +293,7 @@ impl SessionRegistry {
                 return Some(handle.clone());
             }
             let view = self.shared.directory.get(id)?;
-            Some(self.raise(all, view, Birth::Found).0)
+            Some(self.raise(all, view, Birth::Found(None)).0)
         })
     }
 

@@ -16,6 +16,15 @@ const WAITING_PROMPTS_MAX: usize = 16;
 
 impl Actor {
     pub(super) fn command(&mut self, command: Command) {
+        let begins = matches!(command, Command::Resume(_) | Command::Wake(_) | Command::Prompt(_));
+        if let (true, Err(fault)) = (begins, self.own_driver()) {
+            match command {
+                Command::Resume(reply) | Command::Wake(reply) => drop(reply.send(Err(fault))),
+                Command::Prompt(job) => drop(job.reply.send(Err(fault))),
+                _ => unreachable!("only these begin work"),
+            }
+            return;
+        }
         // What begins work is refused while nothing can be recorded; what ends it is not.
         if let Some(fault) = self.unwritable() {
             match command {

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use openagent_core::id::InstanceId;
 use openagent_core::permission::{PermissionResponse, PermissionRule};
+use openagent_core::session::lifecycle::State;
 use openagent_core::session::{Fault, Session, Step};
 use openagent_proto::sidecar as wire;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Actor, Input, new_instance};
-use crate::session::admission::{Admission, Permit};
+use crate::session::admission::{Permit, Ticket};
 use crate::session::step::{StepRun, Yield, push_keys};
 use crate::session::{PermissionAnswer, PromptJob, QuestionAnswer};
 use crate::sidecar::{Credentials, SidecarClient, SidecarError};
@@ -56,6 +57,10 @@ impl Actor {
         }
     }
 
+    fn is_at(&self, instance: &InstanceId, step: Step) -> bool {
+        matches!(self.record.lifecycle.state(), State::Starting { instance: now, step: at } if now == instance && *at == step)
+    }
+
     fn connected(&self) -> Option<(SidecarClient, Credentials)> {
         Some((self.client.borrow().clone()?, self.live.as_ref()?.credentials.clone()))
     }
@@ -64,33 +69,43 @@ impl Actor {
         let Some(me) = self.me.upgrade() else { return };
         let tasks = self.shared.tasks.clone();
         match job {
+            // It waited, and things have changed.
+            Job::Step(instance, step) if !self.is_at(&instance, step) => {}
             Job::Step(instance, Step::Admission) => self.ask_for_room(me, instance),
             Job::Step(instance, step) => {
                 let mut run = self.step_run(instance.clone());
                 // Lost since the registration: the link dials anew.
-                let lost = self.live.as_ref().filter(|_| run.connected.is_none()).map(|live| live.credentials.clone());
+                let lost = self.live.as_ref().filter(|_| step > Step::Register && run.connected.is_none());
+                let lost = lost.map(|live| live.credentials.clone());
                 let client = self.client.subscribe();
-                tasks.spawn("session-step", async move {
+                let task = tasks.spawn("session-step", async move {
                     if let Some(credentials) = lost {
                         run.connected = linked(client).await.ok().map(|client| (client, credentials));
                     }
                     let (outcome, millis) = run.run(step).await;
                     let _ = me.send(Input::Stepped(instance, step, outcome, millis)).await;
                 });
+                self.running = Some((step, task));
             }
             Job::Unwind(instance, steps, grace) => {
                 let run = self.step_run(instance.unwrap_or_else(new_instance));
+                let running = self.running.take();
                 tasks.spawn("session-unwind", async move {
+                    if let Some((step, task)) = running {
+                        // What is made behind the back of its undoing would be nobody's.
+                        let _ = tokio::time::timeout(patience(step), task).await;
+                    }
                     run.unwind(&steps, grace).await;
                     let _ = me.send(Input::Unwound).await;
                 });
             }
             Job::Freeze(instance) => {
                 if let Some(live) = &mut self.live
-                    && self.record.lifecycle.instance() == Some(&instance)
+                    && matches!(self.record.lifecycle.state(), State::Idle { instance: now } if *now == instance)
                 {
                     live.unlink();
                     live.freeze(true);
+                    self.unreachable_since = None;
                 }
             }
             Job::Wake(instance) => {
@@ -115,12 +130,18 @@ impl Actor {
                         Ok(client) => client.answer_permission(&body).await.map_err(|error| error.fault()),
                         Err(fault) => Err(fault),
                     };
-                    let everywhere = outcome.is_ok() && answer.response == PermissionResponse::Always;
-                    if everywhere {
-                        for rule in &rules {
-                            if let Err(error) = store.put_rule(rule).await {
-                                tracing::error!(%error, "a remembered answer cannot be stored");
+                    let mut everywhere = outcome.is_ok() && answer.response == PermissionResponse::Always;
+                    let mut reply = reply;
+                    for rule in rules.iter().filter(|_| everywhere) {
+                        if let Err(error) = store.put_rule(rule).await {
+                            let Fault { code, message, hint } = error.fault();
+                            everywhere = false;
+                            if let Some(reply) = reply.take() {
+                                let message =
+                                    format!("the answer was given for this session, and cannot be remembered for others: {message}");
+                                let _ = reply.send(Err(Fault::new(&code, message, hint)));
                             }
+                            break;
                         }
                     }
                     let _ = me.send(Input::Answered(answer.id, rules, everywhere, outcome, reply)).await;
@@ -158,13 +179,17 @@ impl Actor {
                 });
             }
             Job::PushKeys => {
+                let Some(credentials) = self.live.as_ref().map(|live| live.credentials.clone()) else { return };
                 let (shared, session, version) = (Arc::clone(&self.shared), self.record.session.clone(), self.record.keys_version);
-                let connected = self.connected();
+                let client = self.client.subscribe();
                 tasks.spawn("session-keys", async move {
-                    if let Some((client, credentials)) = connected
-                        && let Err(fault) = push_keys(&shared, &session, &client, &credentials, version).await
-                    {
+                    let pushed = match linked(client).await {
+                        Ok(client) => push_keys(&shared, &session, &client, &credentials, version).await,
+                        Err(fault) => Err(fault),
+                    };
+                    if let Err(fault) = pushed {
                         tracing::error!(session = %session.id, %fault, "the sidecar does not have the present keys");
+                        let _ = me.send(Input::KeysNotPushed).await;
                     }
                 });
             }
@@ -173,13 +198,17 @@ impl Actor {
 
     /// Waits for room in a task that ends with the wish for it.
     fn ask_for_room(&mut self, me: mpsc::Sender<Input>, instance: InstanceId) {
-        let has_room = self.permit.is_some();
-        let (admission, memory) = (self.shared.admission.clone(), self.record.session.limits.memory_bytes);
+        // Asked for at once, so that the order is that of asking.
+        let ticket = self.permit.is_none().then(|| self.shared.admission.ask(self.record.session.limits.memory_bytes)).transpose();
         let cancel = self.shared.tasks.token().child_token();
         self.waiting = Some(cancel.clone().drop_guard());
         let began = Instant::now();
         let wait = async move {
-            let outcome = if has_room { Ok(Yield::Nothing) } else { room(&admission, memory, &me, &instance).await.map(Yield::Room) };
+            let outcome = match ticket {
+                Ok(None) => Ok(Yield::Nothing),
+                Ok(Some(ticket)) => Ok(Yield::Room(room(ticket, &me, &instance).await)),
+                Err(fault) => Err(fault),
+            };
             let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             let _ = me.send(Input::Stepped(instance, Step::Admission, outcome, millis)).await;
         };
@@ -200,7 +229,8 @@ impl Actor {
         }
         let body = wire::Prompt { text: job.text, model: session.model.clone(), agent: session.agent.clone() };
         // The agent knows the providers that were usable when it started; another one may have got its key since.
-        let restart = (before != session.model).then(|| self.record.instance.as_ref().map(|instance| instance.id.clone())).flatten();
+        self.restart_due |= before != session.model;
+        let restart = self.restart_due.then(|| self.record.instance.as_ref().map(|instance| instance.id.clone())).flatten();
         let restart = restart.map(|instance| self.step_run(instance).start_agent());
         let client = self.client.subscribe();
         let (Some(me), news) = (self.me.upgrade(), self.work_news) else { return };
@@ -215,12 +245,20 @@ impl Actor {
     }
 }
 
+/// Time that undoing waits for a step that still runs: the bounds of an engine's calls, and no time for steps that hold nothing of an engine.
+const fn patience(step: Step) -> Duration {
+    match step {
+        Step::Volume | Step::Create | Step::Start => Duration::from_secs(35),
+        Step::Register => Duration::from_secs(5),
+        Step::Admission | Step::Image | Step::Workspace | Step::Keys | Step::Agent => Duration::ZERO,
+    }
+}
+
 /// Room to run, told where in the queue it stands until there is some.
-async fn room(admission: &Admission, memory: u64, me: &mpsc::Sender<Input>, instance: &InstanceId) -> Result<Permit, Fault> {
-    let mut ticket = admission.ask(memory)?;
+async fn room(mut ticket: Ticket, me: &mpsc::Sender<Input>, instance: &InstanceId) -> Permit {
     loop {
         match ticket.redeem() {
-            Ok(permit) => return Ok(permit),
+            Ok(permit) => return permit,
             Err(place) => {
                 let _ = me.send(Input::Queued(instance.clone(), place)).await;
                 ticket.changed().await;

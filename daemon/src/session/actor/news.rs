@@ -43,6 +43,9 @@ impl Actor {
             Input::Reached(instance, unreachable_since) => {
                 if self.record.lifecycle.instance() == Some(&instance) {
                     self.unreachable_since = unreachable_since;
+                    if unreachable_since.is_none() {
+                        self.refresh();
+                    }
                 }
             }
             Input::Outdated(instance, theirs) => {
@@ -60,6 +63,7 @@ impl Actor {
                 self.delivering = self.delivering.saturating_sub(1);
                 match outcome {
                     Ok(message) => {
+                        self.restart_due = false;
                         if news == self.work_news {
                             self.tracker.apply(&EventKind::Busy { busy: Busy::Working });
                         }
@@ -71,6 +75,10 @@ impl Actor {
                 }
             }
             Input::IdleTimeout => {
+                self.idle_at = None;
+                if let State::Idle { instance } = self.record.lifecycle.state() {
+                    self.jobs.push(Job::Freeze(instance.clone()));
+                }
                 self.lifecycle(LifecycleInput::IdleTimeout(self.record.session.idle_action));
             }
             Input::Yield => {
@@ -83,6 +91,7 @@ impl Actor {
                     self.freshen(Job::PushKeys);
                 }
             }
+            Input::KeysNotPushed => self.stale = true,
             // What an instance told while it was being ended changes only the history; what was recorded is shown in any case.
             Input::Happened(..) | Input::Recorded | Input::Attached | Input::StoreAgain | Input::Unused => {}
         }
@@ -116,18 +125,26 @@ impl Actor {
         if frozen || !matches!(self.record.lifecycle.state(), State::Waking { .. }) {
             return;
         }
+        self.unreachable_since = None;
         if let Some(live) = &mut self.live {
             live.link(None);
         }
         self.lifecycle(LifecycleInput::Woken(instance));
+        self.refresh();
+        self.replies.append(&mut self.wakers);
+        self.jobs.extend(self.prompts.drain(..).map(Job::Deliver));
+    }
+
+    /// Tells the sidecar what changed while it could not be told.
+    fn refresh(&mut self) {
         if std::mem::take(&mut self.stale) {
+            self.record.keys_version += 1;
+            self.store = true;
             self.jobs.push(Job::PushKeys);
             if self.record.session.title_is_users {
                 self.jobs.push(Job::Title(self.record.session.title.clone()));
             }
         }
-        self.replies.append(&mut self.wakers);
-        self.jobs.extend(self.prompts.drain(..).map(Job::Deliver));
     }
 
     fn stepped(&mut self, instance: InstanceId, step: Step, outcome: Result<Yield, Fault>, millis: u64) {
