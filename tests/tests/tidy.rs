@@ -104,6 +104,8 @@ const SLEEPS: &[(&str, &str)] = &[
     ("tests/src/bin/stand_in_agent/turn.rs", "the stand-in pauses where a prompt asks for it"),
     ("tests/src/harness/engine_proxy.rs", "a rule delays calls where a test asks for it"),
     ("tests/src/bench/memory.rs", "what is measured is that nothing happens for a while"),
+    ("tests/src/bench/scale.rs", "what is measured is that nothing happens for a while"),
+    ("tests/src/bench/wake.rs", "sessions must have become idle, and the pool calm, before a round"),
 ];
 
 /// Every place that takes a secret out of its wrapper, and how often.
