@@ -33,7 +33,7 @@ const COUNTED_FORMAT: u64 = 2;
 const MADE: &[u8] = b"a store is here\n";
 
 /// sled's memory for pages; an idle daemon is to stay small, and readers of recent events do not come here.
-const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+const CACHE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Time for which a lock is waited for: a daemon that just ended may still be closing its files.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
