@@ -54,6 +54,8 @@ async fn story(world: &mut World) -> BTreeSet<String> {
     let end = clients.turn(&id, &mut events, "#echo one two three").await;
     assert_eq!(end.outcome(), v1::TurnOutcome::Completed, "{end:?}");
     assert_eq!(events.answer().trim(), "one two three");
+    // Slow enough that nobody can be told of the whole part at once.
+    clients.turn(&id, &mut events, "#slow 50 10").await;
     assert!(events.pieces > 0, "letters come");
     let usage = clients.get(&id).await.usage.expect("it was counted");
     assert!(usage.cost_micros > 0 && usage.tokens.is_some_and(|tokens| tokens.input > 0), "{usage:?}");

@@ -317,7 +317,8 @@ async fn a_provider_that_refuses_limits_or_fails() {
     assert_eq!(only_session(&world).await["activity"]["state"], "working");
     assert!(world.cli(&["abort", id]).await.status.success());
     let wait = world.cli(&["wait", id]).await;
-    assert!(wait.status.success(), "{wait:?}");
+    let logs = text(&world.cli(&["logs", id]).await.stdout);
+    assert!(wait.status.success(), "{wait:?}\n{logs}");
     let output = world.cli(&["prompt", "--wait", id, "#echo all is well"]).await;
     assert_eq!(text(&output.stdout).trim(), "all is well", "{output:?}");
     world.end().await;
