@@ -53,6 +53,8 @@ enum Kind {
 #[derive(Debug, Clone, Default)]
 pub struct ActivityTracker {
     busy: Option<Busy>,
+    /// It rests after work, and the end of the turn, which says how, is still to come.
+    resting: bool,
     turn_ended: Option<Activity>,
     waiting: BTreeMap<RequestId, Kind>,
 }
@@ -61,11 +63,20 @@ impl ActivityTracker {
     /// Takes one event into account.
     pub fn apply(&mut self, event: &EventKind) {
         match event {
+            // Until then it would seem to be as its last turn left it.
+            EventKind::Busy { busy: Busy::Rest } if matches!(self.busy, Some(Busy::Working | Busy::Retrying { .. })) => self.resting = true,
             EventKind::Busy { busy } => {
                 self.busy = Some(busy.clone());
+                self.resting = false;
+            }
+            // The end is among what is missing.
+            EventKind::Gap { .. } if self.resting => {
+                self.busy = Some(Busy::Rest);
+                self.resting = false;
             }
             EventKind::TurnEnded { outcome } => {
                 self.busy = Some(Busy::Rest);
+                self.resting = false;
                 self.turn_ended = Some(match outcome {
                     TurnOutcome::Completed | TurnOutcome::Aborted => Activity::Done,
                     TurnOutcome::Failed { .. } | TurnOutcome::Interrupted => Activity::Failed,
@@ -137,6 +148,30 @@ mod tests {
                 asked_at: Timestamp::default(),
             },
         }
+    }
+
+    #[test]
+    fn an_agent_that_rests_is_not_what_the_turn_before_left_it() {
+        let mut tracker = ActivityTracker::default();
+        let failed = TurnOutcome::Failed { message: String::new() };
+        for event in [
+            EventKind::Busy { busy: Busy::Working },
+            EventKind::Busy { busy: Busy::Rest },
+            EventKind::TurnEnded { outcome: failed },
+            EventKind::Busy { busy: Busy::Working },
+            EventKind::Busy { busy: Busy::Rest },
+        ] {
+            tracker.apply(&event);
+        }
+        assert_eq!(tracker.activity(), Activity::Working, "how it ended is still to come");
+        tracker.apply(&EventKind::TurnEnded { outcome: TurnOutcome::Aborted });
+        assert_eq!(tracker.activity(), Activity::Done);
+        for event in
+            [EventKind::Busy { busy: Busy::Working }, EventKind::Busy { busy: Busy::Rest }, EventKind::Gap { reason: String::new() }]
+        {
+            tracker.apply(&event);
+        }
+        assert_eq!(tracker.activity(), Activity::Done, "its end was lost");
     }
 
     #[test]

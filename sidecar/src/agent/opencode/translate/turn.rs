@@ -181,9 +181,8 @@ impl Translator {
         self.withdraw_requests(|pending| !busy.contains(pending.conversation()), "the turn has ended");
         self.busy = busy;
         self.turn.shown = shown;
-        // The end first: at rest without it, the agent would for a moment seem to be as its last turn left it.
-        self.record(EventKind::TurnEnded { outcome });
         self.show(Busy::Rest);
+        self.record(EventKind::TurnEnded { outcome });
     }
 
     pub(super) fn error(&mut self, properties: &Value, now: Timestamp) -> Option<()> {
