@@ -251,7 +251,8 @@ async fn prepared_instances_are_handed_out_once(mut world: World) {
             if status.warm_ready == 1 {
                 break;
             }
-            assert!(started.elapsed() < PATIENCE, "no instance is prepared\n{}", world.log());
+            // The agent's first prompt hangs now and then; the pool gives that instance up and makes another.
+            assert!(started.elapsed() < 3 * PATIENCE, "no instance is prepared\n{}", world.log());
             tokio::task::yield_now().await;
         }
         let id = clients.create_with(request(None)).await.id;
