@@ -162,6 +162,24 @@ pub enum Command {
     Rename(String, oneshot::Sender<Result<(), Fault>>),
 }
 
+impl Command {
+    /// Answers whoever asked that it is not done.
+    fn refuse(self, fault: Fault) {
+        let _ = match self {
+            Self::Prompt(job) => job.reply.send(Err(fault)).is_ok(),
+            Self::Resume(reply)
+            | Self::Wake(reply)
+            | Self::Stop(_, reply)
+            | Self::Remove(reply)
+            | Self::Abort(reply)
+            | Self::AnswerPermission(_, reply)
+            | Self::AnswerQuestion(_, reply)
+            | Self::Look(reply)
+            | Self::Rename(_, reply) => reply.send(Err(fault)).is_ok(),
+        };
+    }
+}
+
 /// A prompt on its way.
 pub struct PromptJob {
     /// What the user wrote.

@@ -10,13 +10,11 @@ use tonic::{Request, Response, Status};
 
 use super::status::{invalid, status};
 use super::{Context, convert};
+use crate::session::presence::CLIENT_MAX_CHARS;
 use crate::session::{Command, Pending, PermissionAnswer, QuestionAnswer};
 
 /// Longest reason for the agent, in bytes.
 const REASON_MAX_BYTES: usize = 4096;
-
-/// Longest name of a client, in characters.
-const BY_MAX_CHARS: usize = 64;
 
 /// Most chosen answers to one question, and the longest one in bytes.
 const CHOSEN_MAX: (usize, usize) = (32, 4096);
@@ -30,7 +28,7 @@ fn request_id(text: &str) -> Result<RequestId, Status> {
 
 /// A client's name as others see it: no control characters, and none of the names that the daemon gives itself.
 fn by(name: &str) -> Result<String, Status> {
-    let clean = name.chars().count() <= BY_MAX_CHARS && !name.chars().any(char::is_control);
+    let clean = name.chars().count() <= CLIENT_MAX_CHARS && !name.chars().any(char::is_control);
     match name {
         "" => Ok("client".to_owned()),
         "rule" | "agent" => Err(invalid(format!("{name:?} is not the name of a client"))),

@@ -644,6 +644,7 @@ impl Actor {
         }
     }
 }
+
 fn new_instance() -> InstanceId {
     InstanceId::from_ulid(ulid::Ulid::new())
 }

@@ -26,6 +26,16 @@ pub struct Events {
     pub caught_up: bool,
 }
 
+/// The end of a turn.
+pub(super) fn turn_ended(kind: &Kind) -> Option<v1::TurnEndedEvent> {
+    if let Kind::TurnEnded(end) = kind { Some(end.clone()) } else { None }
+}
+
+/// A permission request.
+pub(super) fn asked(kind: &Kind) -> Option<v1::PermissionRequest> {
+    if let Kind::PermissionAsked(request) = kind { Some(request.clone()) } else { None }
+}
+
 impl Events {
     pub(super) fn new(stream: Streaming<v1::SubscribeResponse>, after: u64) -> Self {
         Self { stream, last: after, floor: 0, seen: vec![], letters: HashMap::new(), pieces: 0, caught_up: false }
@@ -115,11 +125,7 @@ impl Events {
     /// # Panics
     /// When it does not end.
     pub async fn until_turn_ended(&mut self) -> v1::TurnEndedEvent {
-        self.until("the end of the turn", |kind| match kind {
-            Kind::TurnEnded(end) => Some(end.clone()),
-            _ => None,
-        })
-        .await
+        self.until("the end of the turn", turn_ended).await
     }
 
     /// Waits for a permission request.
@@ -127,11 +133,7 @@ impl Events {
     /// # Panics
     /// When none comes.
     pub async fn until_asked(&mut self) -> v1::PermissionRequest {
-        self.until("a permission request", |kind| match kind {
-            Kind::PermissionAsked(request) => Some(request.clone()),
-            _ => None,
-        })
-        .await
+        self.until("a permission request", asked).await
     }
 
     /// Waits for a status.

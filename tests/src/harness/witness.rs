@@ -13,6 +13,7 @@ use tonic::Streaming;
 
 use super::PATIENCE;
 use super::client::{Clients, within};
+use super::events::{asked, turn_ended};
 
 /// A client of one session that remembers everything.
 pub struct Witness {
@@ -188,11 +189,7 @@ impl Witness {
     /// # Panics
     /// When none comes.
     pub async fn until_turn_ended(&mut self) -> v1::TurnEndedEvent {
-        self.until("the end of the turn", |kind| match kind {
-            Kind::TurnEnded(end) => Some(end.clone()),
-            _ => None,
-        })
-        .await
+        self.until("the end of the turn", turn_ended).await
     }
 
     /// Receives until a permission request.
@@ -200,11 +197,7 @@ impl Witness {
     /// # Panics
     /// When none comes.
     pub async fn until_asked(&mut self) -> v1::PermissionRequest {
-        self.until("a permission request", |kind| match kind {
-            Kind::PermissionAsked(request) => Some(request.clone()),
-            _ => None,
-        })
-        .await
+        self.until("a permission request", asked).await
     }
 
     fn tail(&self) -> Vec<&v1::Event> {

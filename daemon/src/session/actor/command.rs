@@ -9,40 +9,26 @@ use super::effect::Job;
 use super::{Actor, new_instance};
 use crate::session::pending::Pending;
 use crate::session::{Command, PromptJob};
-use crate::store::Condition;
 
 /// Prompts that may wait for an agent to become ready.
 const WAITING_PROMPTS_MAX: usize = 16;
 
 impl Actor {
     pub(super) fn command(&mut self, command: Command) {
-        let begins = matches!(command, Command::Resume(_) | Command::Wake(_) | Command::Prompt(_));
-        if let (true, Err(fault)) = (begins, self.own_driver()) {
-            match command {
-                Command::Resume(reply) | Command::Wake(reply) => drop(reply.send(Err(fault))),
-                Command::Prompt(job) => drop(job.reply.send(Err(fault))),
-                _ => unreachable!("only these begin work"),
-            }
-            return;
-        }
         // What begins work is refused while nothing can be recorded; what ends it is not.
-        if let Some(fault) = self.unwritable() {
-            match command {
-                Command::Resume(reply) | Command::Wake(reply) | Command::Rename(_, reply) => {
-                    let _ = reply.send(Err(fault));
-                    return;
-                }
-                Command::Prompt(job) => {
-                    let _ = job.reply.send(Err(fault));
-                    return;
-                }
-                Command::Stop(..)
-                | Command::Remove(_)
-                | Command::Abort(_)
-                | Command::AnswerPermission(..)
-                | Command::AnswerQuestion(..)
-                | Command::Look(_) => {}
-            }
+        let refused = match &command {
+            Command::Resume(_) | Command::Wake(_) | Command::Prompt(_) => self.own_driver().err().or_else(|| self.unwritable()),
+            Command::Rename(..) => self.unwritable(),
+            Command::Stop(..)
+            | Command::Remove(_)
+            | Command::Abort(_)
+            | Command::AnswerPermission(..)
+            | Command::AnswerQuestion(..)
+            | Command::Look(_) => None,
+        };
+        if let Some(fault) = refused {
+            command.refuse(fault);
+            return;
         }
         match command {
             Command::Resume(reply) => match verdict(self.lifecycle(LifecycleInput::Start(new_instance()))) {
@@ -183,11 +169,9 @@ impl Actor {
         }
     }
 
+    /// Looks at the disk, so only for what would write.
     fn unwritable(&self) -> Option<Fault> {
-        match &*self.shared.store.condition().borrow() {
-            Condition::Writable => None,
-            condition => condition.fault(),
-        }
+        self.shared.store.condition().borrow().fault()
     }
 }
 

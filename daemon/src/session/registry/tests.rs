@@ -2,12 +2,11 @@
 
 use openagent_core::config::PoolConfig;
 use openagent_core::permission::PermissionMode;
-use openagent_core::session::{IdleAction, Limits, NetworkPolicy, WorkspaceSource};
+use openagent_core::session::Limits;
 use tokio::sync::watch;
 
 use super::*;
 use crate::catalogue::Catalogue;
-use crate::clock;
 use crate::driver::local::{LocalDriver, LocalOptions};
 use crate::event::EventLog;
 use crate::relay::ModelRelay;
@@ -25,23 +24,9 @@ const SESSIONS: [&str; 3] = ["ses_01KBQ9GMSE3M6Y8VH1E2C5WZRT", "ses_01KBQ9GMSE3M
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn record(id: &str) -> SessionRecord {
-    let session = Session {
-        id: id.parse().unwrap(),
-        title: "old".to_owned(),
-        title_is_users: true,
-        driver: "local".to_owned(),
-        workspace: WorkspaceSource::Empty,
-        model: "demo/tour".to_owned(),
-        agent: "build".to_owned(),
-        network: NetworkPolicy::None,
-        limits: Limits::default(),
-        permission_mode: PermissionMode::Ask,
-        permission_rules: vec![],
-        idle_timeout_millis: 0,
-        idle_action: IdleAction::default(),
-        created_at: clock::now(),
-    };
-    SessionRecord { session, lifecycle: Lifecycle::default(), instance: None, keys_version: 0 }
+    let mut record = crate::store::tests::record(id);
+    "old".clone_into(&mut record.session.title);
+    record
 }
 
 async fn registry(folder: &std::path::Path) -> SessionRegistry {
